@@ -1,16 +1,19 @@
 """Callbacks of a run: an interrupt that loses nothing, a log on disk, a progress bar."""
 
+import functools
 import json
-import logging
 import math
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-logger = logging.getLogger(__name__)
+# Logged name to the label in the progress bar.
+SHOWN = {"reward": "reward", "kl": "kl", "completions/mean_length": "length"}
 
 
 class InterruptCallback(TrainerCallback):
@@ -92,16 +95,67 @@ class SampleCallback(TrainerCallback):
         self.every = every
         self.newest: tuple[str, str] | None = None
 
-    def reward(self, prompts: list[Any], completions: list[Any], **kwargs: Any) -> None:
-        """Keep one pair; called beside the reward functions with TRL's arguments."""
+    def watch(self, reward: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap a reward function so that the newest pair it is asked to score is kept.
+
+        Args:
+            reward: reward function with TRL's arguments.
+
+        Returns:
+            A function with the same name and the same results.
+        """
 
         def text(value: Any) -> str:
             return value if isinstance(value, str) else str(value[-1]["content"])
 
-        self.newest = (text(prompts[0]), text(completions[0]))
+        @functools.wraps(reward)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            self.newest = (text(kwargs["prompts"][0]), text(kwargs["completions"][0]))
+            return reward(*args, **kwargs)
+
+        return watched
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         due = self.every > 0 and (state.global_step % self.every == 0 or state.global_step == 1)
         if due and self.newest and state.is_world_process_zero:
             prompt, completion = (value.strip().replace("\n", " / ") for value in self.newest)
             print(f"\n  step {state.global_step} asked: {prompt[:200]}\n  answered: {completion[:200]}", flush=True)
+
+
+class ProgressBar(TrainerCallback):
+    """One bar over the optimiser steps with reward, KL, completion length and the time left."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.bar is not None and logs:
+            values = {label: f"{float(logs[key]):.3g}" for key, label in SHOWN.items() if logs.get(key) is not None}
+            if values:
+                self.bar.set_postfix(values)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

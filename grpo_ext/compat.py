@@ -1,5 +1,7 @@
 """Everything private of TRL that we touch, each with its reason and the condition under which it may go."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from trl.trainer.utils import nanmax, nanmin
@@ -31,7 +33,7 @@ def regroup(buffered: list[dict], keys: Tensor, num_parts: int) -> list[dict]:
     permutation = torch.argsort(position, stable=True)
     size = len(keys) // num_parts
 
-    merged = {}
+    merged: dict[str, Any] = {}
     for name, value in buffered[0].items():
         column = [part[name] for part in buffered]
         if isinstance(value, Tensor) and value.dim() > 0:

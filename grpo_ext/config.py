@@ -36,8 +36,6 @@ class GRPOExtConfig(GRPOConfig):
         ValueError: a value outside its choices, or a combination that means nothing, in one sentence.
     """
 
-    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS
-
     importance_sampling_level: str = _choice("token", RATIO_LEVELS, "Level at which the importance ratio is formed.")
     scale_rewards: str = _choice("group", SCALES, "What the advantages are divided by.")
     advantage_baseline: str | None = _choice(None, BASELINES, "What a reward is compared with; unset: TRL's mean.")
@@ -62,7 +60,8 @@ class GRPOExtConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
-        self.scale_rewards = {True: "group", False: "none"}.get(self.scale_rewards, self.scale_rewards)
+        spellings: dict[Any, str] = {True: "group", False: "none"}  # TRL takes booleans too
+        self.scale_rewards = spellings.get(self.scale_rewards, self.scale_rewards)
         self._check_choices()
         self._check_batch()
         super().__post_init__()

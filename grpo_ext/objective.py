@@ -1,6 +1,6 @@
 """An objective: one entry of each axis, composed into a function from a batch to a loss and its metrics."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -86,6 +86,7 @@ class Objective:
         Raises:
             ValueError: when log-probabilities that the objective needs are missing from the batch.
         """
+        batch = _neutral_where_masked(batch)
         old_logps = batch.logps.detach() if batch.old_logps is None else batch.old_logps
         by_name = {"old": old_logps, "reference": batch.ref_logps}
         level = RATIO_LEVELS[self.ratio_level]
@@ -134,6 +135,20 @@ class Objective:
             capped = (ratio > self.clipping.epsilon_high) & (terms.advantages > 0)
             values["cispo_clip_ratio"] = capped.float()
         return values
+
+
+def _neutral_where_masked(batch: Batch) -> Batch:
+    """The batch with zeros at masked positions.
+
+    A mask after the fact does not do: the ratio of a tool's token may overflow, and the gradient of a masked infinity
+    is 0 · ∞.
+    """
+    kept = batch.mask.bool()
+    tensors = {name: getattr(batch, name) for name in ("logps", "old_logps", "ref_logps", "entropies")}
+    return replace(
+        batch,
+        **{name: torch.where(kept, x, torch.zeros_like(x)) for name, x in tensors.items() if x is not None},
+    )
 
 
 def _needed(by_name: dict[str, Tensor | None], name: str, axis: str) -> Tensor:

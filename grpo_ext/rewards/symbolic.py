@@ -3,12 +3,12 @@ r"""Equality of LaTeX expressions by math-verify, bounded so that no text can st
 math-verify limits its time with an alarm signal, which exists in the main thread only. Here its alarms are off and
 three other bounds hold, in any thread and process and the same on every machine:
 
-1. Before parsing: at most `MAX_CHARACTERS` characters, `MAX_DEPTH` nested brackets, and only the commands of
-   `COMMANDS`, which leaves out sums, integrals, limits and binomials.
-2. After parsing, which is lazy: the numbers that the expression stands for may have `MAX_DIGITS` digits, so that
-   `9^{9^{9^9}}` is never computed. Such a number is one single instruction to Python, and cannot be interrupted.
-   Symbols count as `SYMBOL_DIGITS`, which bounds the degree of polynomials for the same reason. Beside a function
-   only `MAX_DIGITS_BESIDE_FUNCTIONS` are allowed, because sympy turns `n log(a)` into `log(a^n)`.
+1. Before parsing: at most `MAX_CHARACTERS` characters, `MAX_DEPTH` nested brackets, exponents of at most
+   `MAX_EXPONENT` and no towers of them, and only the commands of `COMMANDS`, which leaves out sums, integrals, limits
+   and binomials. A number like `9^{9^{9^9}}` is one single instruction to Python, which nothing can interrupt.
+2. After parsing, before sympy computes: the numbers that the expression stands for may have `MAX_DIGITS` digits.
+   Symbols count as `SYMBOL_DIGITS`, which bounds the degree of polynomials. Where a function is compared, a
+   third of that, and only `MAX_DIGITS_BESIDE_FUNCTIONS` in numbers, because sympy turns `n log(a)` into `log(a^n)`.
 3. While parsing and comparing: `MAX_CALLS` calls of Python functions, counted by a trace function. A count does not
    depend on how busy the machine is, so the same text gets the same reward.
 
@@ -31,6 +31,7 @@ Expressions = list[Any]  # what math_verify.parse returns: sympy expressions
 
 MAX_CHARACTERS = 200
 MAX_DEPTH = 8
+MAX_EXPONENT = 10_000
 MAX_DIGITS = 3_000.0
 MAX_DIGITS_BESIDE_FUNCTIONS = 6.0
 SYMBOL_DIGITS, EXPONENT_SYMBOL_DIGITS = 20.0, 0.5  # a degree of at most 150, and e^{-x^2} is not a tower
@@ -48,6 +49,11 @@ COMMANDS = frozenset(
     """.split()
 )
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
+_INTEGER = re.compile(r"[0-9]+")
+# What comes after the sign of a power without brackets: a number, a command, or one character.
+_BARE_EXPONENT = re.compile(r"-?[0-9.,]+|\\[A-Za-z]+|[^{(]")
+# Inside an exponent: a power of a number or of a bracket, a factorial, a rounding to an integer.
+_TOWER = re.compile(r"[0-9)}\]|!]\s*\^|!|\\[lr](?:floor|ceil)")
 # Delimiters of mathematics around the answer; escaped ones are money.
 _DELIMITERS = re.compile(r"\\[()\[\]]|(?<!\\)\$")
 _DEPTH = {"{": 1, "(": 1, "[": 1, "}": -1, ")": -1, "]": -1}
@@ -68,7 +74,39 @@ def _within_bounds(text: str) -> bool:
         depth += _DEPTH.get(character, 0)
         if depth > MAX_DEPTH:
             return False
+    return _has_small_exponents(text)
+
+
+def _has_small_exponents(text: str) -> bool:
+    """Tell whether no power in a LaTeX text, nor a power of a power, is above `MAX_EXPONENT` (bound 1)."""
+    of_number, of_brackets = 1, 1
+    for sign in re.finditer(r"\^\s*", text):
+        exponent = _bracketed(text, sign.end())
+        if exponent is None or _TOWER.search(exponent):
+            return False
+        if text[sign.end() + len(exponent) :].lstrip().startswith("^"):
+            return False
+        value = math.prod(int(digits) for digits in _INTEGER.findall(exponent) if int(digits))
+        base = text[: sign.start()].rstrip()[-1:]
+        if base.isdigit():
+            of_number = max(of_number, value)
+        elif not base.isalpha():
+            of_brackets *= value
+        if max(value, of_number * of_brackets) > MAX_EXPONENT:
+            return False
     return True
+
+
+def _bracketed(text: str, start: int) -> str | None:
+    """Return what stands at `start`: a group with its brackets, a number, a command or a character."""
+    if bare := _BARE_EXPONENT.match(text, start):
+        return bare[0]
+    depth = 0
+    for end in range(start, len(text)):
+        depth += _DEPTH.get(text[end], 0)
+        if depth == 0:
+            return text[start : end + 1]
+    return None
 
 
 def _parts(expression: Any) -> Sequence[Any]:
@@ -118,11 +156,14 @@ def _has_functions(expression: Any) -> bool:
     return any(map(_has_functions, _parts(expression)))
 
 
-def _affordable(expression: Any) -> bool:
-    """Tell whether sympy can compare an expression without numbers that take long to compute (bound 2)."""
-    if _digits(expression) > MAX_DIGITS:
-        return False
-    return not _has_functions(expression) or _digits(expression, symbol=0.0) <= MAX_DIGITS_BESIDE_FUNCTIONS
+def _affordable(*expressions: Any) -> bool:
+    """Tell whether sympy can compare expressions without numbers that take long to compute (bound 2)."""
+    if not any(map(_has_functions, expressions)):
+        return all(_digits(expression) <= MAX_DIGITS for expression in expressions)
+    return all(
+        _digits(expression) <= MAX_DIGITS / 3 and _digits(expression, symbol=0.0) <= MAX_DIGITS_BESIDE_FUNCTIONS
+        for expression in expressions
+    )
 
 
 def _bounded(work: Callable[[], T], default: T) -> T:
@@ -208,7 +249,7 @@ def read_expressions(text: str) -> Expressions | None:
     expressions = _bounded(
         lambda: parse(boxed, [config], fallback_mode="no_fallback", parsing_timeout=None), default=None
     )
-    if not expressions or not all(map(_affordable, expressions)):
+    if not expressions or not _affordable(*expressions):
         return None
     return expressions
 
@@ -225,6 +266,6 @@ def equivalent(gold: Expressions, answer: str) -> bool:
     """
     _, verify, _ = _library()
     expressions = read_expressions(answer)
-    if expressions is None:
+    if expressions is None or not _affordable(*gold, *expressions):
         return False
     return _bounded(lambda: verify(gold, expressions, timeout_seconds=None), default=False)

@@ -1,34 +1,27 @@
 """`GRPOExtTrainer`: a drop-in for `trl.GRPOTrainer`, made of short overrides that hand over to the rooms below."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import PreTrainedModel
-from trl import GRPOTrainer
 
 from grpo_ext import compat
 from grpo_ext.callbacks import InterruptCallback
 from grpo_ext.checks import check_dataset, check_output_dir
 from grpo_ext.config import GRPOExtConfig
 from grpo_ext.objective import Batch
-from grpo_ext.ops.advantages import advantages, advantages_per_reward
 from grpo_ext.ops.aggregation import Window
-from grpo_ext.ops.kl import KL_CONTROLLERS, KL_ESTIMATORS
+from grpo_ext.ops.kl import KL_CONTROLLERS
 from grpo_ext.ops.masking import masked_sum
 from grpo_ext.rewards.checked import checked
-from grpo_ext.scoring.scorer import give_hidden_states, make_head, score
-
-logger = logging.getLogger(__name__)
+from grpo_ext.trainer.advantages import AdvantageTrainer
 
 STATE_FILE = "grpo_ext_state.json"
 
 
-class GRPOExtTrainer(GRPOTrainer):
+class GRPOExtTrainer(AdvantageTrainer):
     """TRL's `GRPOTrainer` with the objectives, advantages and checks of grpo_ext.
 
     Takes the arguments of `trl.GRPOTrainer`. With a `GRPOExtConfig` whose own fields are unset (or with TRL's
@@ -40,6 +33,8 @@ class GRPOExtTrainer(GRPOTrainer):
     """
 
     _name = "GRPOExt"
+    # Set by TRL; declared because its assignments carry no type
+    _buffered_inputs: list[dict[str, Any]] | None
 
     def __init__(
         self, model: Any, reward_funcs: Any = None, args: GRPOExtConfig | None = None, *rest: Any, **kwargs: Any
@@ -55,145 +50,20 @@ class GRPOExtTrainer(GRPOTrainer):
             many = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
             reward_funcs = [checked(function) for function in many]
         self._objective = args.objective()
-        self._rewards_per_func: Tensor | None = None
         self._own_loss_ran = False
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
-        if args.uses_own_advantages:
-            # TRL still computes its own, which ours replace; it knows three of our scales
-            self.scale_rewards = "none"
-        for scored in (self.model, self.ref_model):
-            if scored is not None:
-                give_hidden_states(self._bare(scored))
         self.interrupt = InterruptCallback()
         self.add_callback(self.interrupt)
-
-    def _bare(self, model: Any) -> PreTrainedModel:
-        model = self.accelerator.unwrap_model(model)
-        return model.get_base_model() if getattr(model, "peft_config", None) else model
-
-    # Log-probabilities
-
-    def _scores_itself(self, model: Any, compute_aux_loss: bool, extra: dict[str, Any]) -> bool:
-        """Whether our scorer serves this call; on a GPU, with sharded weights or images TRL's own forward does."""
-        peft_configs = getattr(self.accelerator.unwrap_model(model), "peft_config", None) or {}
-        return not (
-            compute_aux_loss
-            or any(value is not None for value in extra.values())
-            or self.accelerator.device.type != "cpu"
-            or self.is_fsdp_enabled
-            or self.is_deepspeed_enabled
-            or any(peft_config.is_prompt_learning for peft_config in peft_configs.values())
-        )
-
-    def _get_per_token_logps_and_entropies(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        logits_to_keep: int,
-        batch_size: int | None = None,
-        compute_entropy: bool = False,
-        compute_aux_loss: bool = False,
-        **extra: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        if not self._scores_itself(model, compute_aux_loss, extra):
-            return super()._get_per_token_logps_and_entropies(
-                model,
-                input_ids,
-                attention_mask,
-                logits_to_keep,
-                batch_size=batch_size,
-                compute_entropy=compute_entropy,
-                compute_aux_loss=compute_aux_loss,
-                **extra,
-            )
-        head = make_head(self._bare(model), self.temperature, self.args.cast_lm_head_to_fp32)
-        size = batch_size or len(input_ids)
-        parts = []
-        for start in range(0, len(input_ids), size):
-            rows = slice(start, start + size)
-            with self.accelerator.autocast():
-                part = score(model, head, input_ids[rows], attention_mask[rows], logits_to_keep, compute_entropy)
-            parts.append(part)
-        logps = torch.cat([part[0] for part in parts])
-        entropies = [part[1] for part in parts if part[1] is not None]
-        return logps, torch.cat(entropies) if entropies else None, None
-
-    # Rewards and advantages
-
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        self._rewards_per_func = super()._calculate_rewards(*args, **kwargs)
-        return self._rewards_per_func
-
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        output = super()._generate_and_score_completions(inputs)
-        groups = self._groups(inputs)
-        local = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
-        if self.args.uses_own_advantages:
-            everyone = self._advantages(output, groups)
-            output["advantages"] = everyone[local]
-            logged = self._logs["advantages"]
-            kept = list(logged)[: max(0, len(logged) - len(everyone))]
-            logged.clear()
-            logged.extend(kept + everyone.tolist())
-        output["group_ids"] = groups[local]
-        return output
-
-    def _groups(self, inputs: list[dict[str, Any]]) -> Tensor:
-        """(R,) group index of each row of all processes."""
-        size = self.num_generations if self.model.training else self.num_generations_eval
-        rows = len(inputs) * self.accelerator.num_processes
-        if self.args.group_by is None:
-            return torch.arange(rows, device=self.accelerator.device) // size
-        keys = gather_object([str(row[self.args.group_by]) for row in inputs])
-        index = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-        return torch.tensor([index[key] for key in keys], device=self.accelerator.device)
-
-    def _advantages(self, output: dict[str, Any], groups: Tensor) -> Tensor:
-        """(R,) advantages of all processes from the rewards that TRL has just gathered."""
-        rewards_per_func = self._rewards_per_func
-        assert rewards_per_func is not None
-        weights = self.reward_weights.to(rewards_per_func.device)
-        axes = (self.args.advantage_baseline or "mean", self.args.scale_rewards, self.args.advantage_eps)
-        if self.multi_objective_aggregation == "normalize_then_sum":
-            return advantages_per_reward(rewards_per_func, weights, groups, *axes)
-        rewards = (rewards_per_func * weights).nansum(dim=1)
-        rewards = rewards.masked_fill(rewards_per_func.isnan().all(dim=1), torch.nan)
-        if self.args.kl_in == "reward":
-            rewards = rewards - self.beta * self.accelerator.gather(self._sequence_kl(output))
-        return advantages(rewards, groups, *axes)
-
-    @torch.no_grad()
-    def _sequence_kl(self, output: dict[str, Any]) -> Tensor:
-        """(B,) KL of each completion at the time it was sampled, summed over its tokens, in nats."""
-        logps = output.get("old_per_token_logps")
-        if logps is None:
-            logps, _, _ = self._get_per_token_logps_and_entropies(
-                self.model,
-                torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1),
-                torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
-                output["completion_ids"].size(1),
-                batch_size=self.args.per_device_train_batch_size,
-            )
-        x = logps - output["ref_per_token_logps"]
-        kl = KL_ESTIMATORS[self._objective.kl_estimator](x, torch.ones_like(x))
-        mask = output["completion_mask"] * output.get("tool_mask", 1)
-        kl_sum = masked_sum(kl, mask, dim=1)
-        self._metrics["train" if self.model.training else "eval"]["kl_in_reward"].append(
-            self.accelerator.gather(kl_sum).mean().item()
-        )
-        return kl_sum
-
-    # Batches
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
-        if not self.model.training or self._buffered_inputs is before or not self._may_regroup():
+        buffered = self._buffered_inputs
+        if not self.model.training or buffered is None or buffered is before or not self._may_regroup(buffered):
             return inputs
         # Within one optimiser step the order of rows changes nothing; across steps it would, so rows stay in theirs.
-        size = min(self.args.gradient_accumulation_steps, len(self._buffered_inputs))
-        windows = [self._buffered_inputs[i : i + size] for i in range(0, len(self._buffered_inputs), size)]
+        size = min(self.args.gradient_accumulation_steps, len(buffered))
+        windows = [buffered[i : i + size] for i in range(0, len(buffered), size)]
         self._buffered_inputs = [part for window in windows for part in self._regrouped(window)]
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
@@ -201,7 +71,7 @@ class GRPOExtTrainer(GRPOTrainer):
         keys = torch.cat([part["group_ids"] for part in window])
         return compat.regroup(window, keys, len(window))
 
-    def _may_regroup(self) -> bool:
+    def _may_regroup(self, buffered: list[dict[str, Any]]) -> bool:
         """Whether the loss of an optimiser step is the same however its rows are split into micro-batches."""
         depends = (
             self._objective.aggregation == "part_token_mean"
@@ -209,7 +79,7 @@ class GRPOExtTrainer(GRPOTrainer):
             or self.entropy_coef != 0.0
             or self.use_adaptive_entropy
         )
-        return not depends and "pixel_values" not in self._buffered_inputs[0]
+        return not depends and "pixel_values" not in buffered[0]
 
     # Loss
 
