@@ -3,6 +3,7 @@
 import difflib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -101,6 +102,8 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
     Args:
         main: takes the words after the command, returns an exit code.
     """
+    # Libraries warn each other about names that no user of a recipe has written
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft")
     if os.environ.get("GRPO_EXT_DEBUG") == "1":
         sys.exit(main(sys.argv[1:]))
     try:

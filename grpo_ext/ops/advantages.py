@@ -60,8 +60,8 @@ def dead_groups(values: Tensor, groups: Tensor) -> Tensor:
         (R,) bool.
     """
     size = int(groups.max()) + 1
-    high = values.new_full((size,), -torch.inf).index_reduce_(0, groups, values.nan_to_num(-torch.inf), "amax")
-    low = values.new_full((size,), torch.inf).index_reduce_(0, groups, values.nan_to_num(torch.inf), "amin")
+    high = values.new_full((size,), -torch.inf).scatter_reduce_(0, groups, values.nan_to_num(-torch.inf), "amax")
+    low = values.new_full((size,), torch.inf).scatter_reduce_(0, groups, values.nan_to_num(torch.inf), "amin")
     return (high <= low)[groups]
 
 

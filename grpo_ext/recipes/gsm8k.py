@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
@@ -29,6 +30,9 @@ from grpo_ext.trainer import GRPOExtTrainer
 
 DATASETS = ("gsm8k", "arithmetic")
 
+# Below everything else. Without an accelerator Trainer insists on use_cpu; here it is said for the user.
+DEFAULTS: dict[str, Any] = {"report_to": "none", "logging_steps": 1, "use_cpu": not torch.accelerator.is_available()}
+
 # A real pretrained model, problems that need no network, two cores: what runs when nothing is asked for.
 QUICKSTART: dict[str, Any] = {
     "model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -41,7 +45,6 @@ QUICKSTART: dict[str, Any] = {
     "reward_weights": [1.0, 0.2],
     "lora_r": 32,
     "output_dir": "runs/quickstart",
-    "use_cpu": True,
     "max_steps": 16,
     "per_device_train_batch_size": 32,
     "gradient_accumulation_steps": 2,
@@ -160,9 +163,7 @@ def main(argv: Sequence[str]) -> int:
     """
     started = time.time()
     chosen = any(word.startswith(("--config", "--model_name_or_path")) for word in argv)
-    args, config = parse(
-        RecipeArguments, argv, {"report_to": "none", "logging_steps": 1} | ({} if chosen else QUICKSTART)
-    )
+    args, config = parse(RecipeArguments, argv, DEFAULTS | ({} if chosen else QUICKSTART))
     folder = Path(config.output_dir)
     check_output_dir(folder)
     if config.resume_from_checkpoint is None:

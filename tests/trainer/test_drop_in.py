@@ -15,7 +15,7 @@ MOVED = 1e-4
 TIMES = ("time", "runtime", "per_second")
 BETA = {"beta": 0.04}
 # At the usual learning rate a second step on the same completions is still inside every clip range.
-OFF_POLICY = {"learning_rate": 1.0, "epsilon": 0.02, "epsilon_high": 0.03, "beta": 0.04}
+OFF_POLICY = {"learning_rate": 0.1, "epsilon": 0.002, "epsilon_high": 0.003, "beta": 0.04}
 
 CASES: dict[str, dict[str, Any]] = {
     **{loss_type: {"loss_type": loss_type} for loss_type in TRL_LOSS_TYPES},
@@ -24,7 +24,7 @@ CASES: dict[str, dict[str, Any]] = {
     "lora_plain_k3": {"loss_type": "grpo", "lora": True, "use_bias_correction_kl": False, "num_iterations": 2, **BETA},
     "iterations": {"loss_type": "grpo", "num_iterations": 2, **OFF_POLICY},
     "sequence": {"loss_type": "grpo", "importance_sampling_level": "sequence", "num_iterations": 2, **OFF_POLICY},
-    "cispo_iterations": {"loss_type": "cispo", "num_iterations": 2, "learning_rate": 1.0, "epsilon_high": 1.01},
+    "cispo_iterations": {"loss_type": "cispo", "num_iterations": 2, "learning_rate": 0.1, "epsilon_high": 1.002},
     "steps_per_generation": {"loss_type": "dapo", "steps_per_generation": 4, **OFF_POLICY},
     "steps_luspo": {"loss_type": "luspo", "steps_per_generation": 4, "importance_sampling_level": "sequence"},
     "conversational": {"loss_type": "dr_grpo", "conversational": True},

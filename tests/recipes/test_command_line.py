@@ -1,0 +1,108 @@
+"""A recipe's command line: which layer wins, and what a wrong value is answered with."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from grpo_ext.cli import parse
+from grpo_ext.presets import PRESETS
+from grpo_ext.recipes.gsm8k import DEFAULTS, QUICKSTART, RecipeArguments
+
+ROOT = Path(__file__).resolve().parents[2]
+YAMLS = sorted((ROOT / "recipes").rglob("*.yaml"))
+CPU = ["--use_cpu", "true", "--bf16", "false"]
+
+
+def read(*argv: str, defaults: dict | None = None):
+    return parse(RecipeArguments, [*argv, *CPU], {**DEFAULTS, **(defaults or {})})
+
+
+def test_flag_over_file_over_preset_over_default(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("epsilon: 0.5\nlora_r: 4\n")
+    common = ["--output_dir", str(tmp_path)]
+    assert read(*common)[1].epsilon == 0.2
+    assert read(*common, "--preset", "gspo")[1].epsilon == PRESETS["gspo"]["epsilon"]
+    args, config = read(*common, "--preset", "gspo", "--config", str(file))
+    assert (config.epsilon, config.epsilon_high, args.lora_r) == (0.5, PRESETS["gspo"]["epsilon_high"], 4)
+    assert read(*common, "--preset=gspo", f"--config={file}", "--epsilon", "0.1")[1].epsilon == 0.1
+
+
+def test_preset_named_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("preset: gmpo\n")
+    args, config = read("--config", str(file), "--output_dir", str(tmp_path))
+    assert (args.preset, config.surrogate, config.objective().aggregation) == (
+        "gmpo",
+        "geometric",
+        "seq_mean_token_mean",
+    )
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_on_the_quickstart(name: str, tmp_path: Path) -> None:
+    _, config = read("--preset", name, "--output_dir", str(tmp_path), defaults=QUICKSTART)
+    for key, value in PRESETS[name].items():
+        assert getattr(config, key) == value, key
+    assert config.num_generations == QUICKSTART["num_generations"]
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_every_yaml_parses_to_what_it_says(path: Path, tmp_path: Path) -> None:
+    args, config = read("--config", str(path), "--output_dir", str(tmp_path))
+    for key, value in yaml.safe_load(path.read_text()).items():
+        if key not in ("output_dir", "use_cpu"):
+            assert getattr(args if key in RecipeArguments.__dataclass_fields__ else config, key) == value, key
+    first, *_ = path.read_text().splitlines()
+    assert first == f"# python -m grpo_ext.recipes.{path.parent.name} --config {path.relative_to(ROOT)}"
+
+
+def test_deepseekmath_yaml_is_the_paper(tmp_path: Path) -> None:
+    path = ROOT / "recipes" / "gsm8k" / "deepseekmath.yaml"
+    _, config = read("--config", str(path), "--output_dir", str(tmp_path))
+    assert (config.num_generations, config.beta, config.learning_rate) == (64, 0.04, 1e-6)
+    assert (config.max_completion_length, config.generation_batch_size, config.num_iterations) == (1024, 1024, 1)
+    assert (config.use_bias_correction_kl, config.loss_type, config.scale_rewards) == (False, "grpo", "group")
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("lerning_rate: 1\n", ["lerning_rate", "learning_rate"]),
+        ("loss_type: foo\n", ["loss_type", "foo", "dapo"]),
+        ("surrogate: foo\n", ["surrogate", "foo", "geometric"]),
+        ("preset: gsp\n", ["preset", "gsp", "gspo"]),
+        ("dataset: mnist\n", ["dataset", "mnist", "gsm8k"]),
+        ("reward_funcs: [correct, fun]\n", ["reward_funcs", "fun", "correct_strict"]),
+        ("- a\n", ["config", "list"]),
+        ("a: [\n", ["config", "not YAML"]),
+    ],
+)
+def test_wrong_file_gets_one_sentence(content: str, named: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(content)
+    with pytest.raises(ValueError) as caught:
+        read("--config", str(file), "--output_dir", str(tmp_path))
+    assert all(word in str(caught.value) for word in named), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_process_answers_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "grpo_ext.recipes.gsm8k", "--preset", "nonsense", "--output_dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert re.search(r"^error: `preset` is 'nonsense'; .*gspo", done.stderr, re.MULTILINE)
+
+
+def test_help_names_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        read("--help")
+    assert done.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for word in [*PRESETS, "sequence_sum", "group_eps_inside", "k3_corrected", "ziegler", "leave_one_out"]:
+        assert word in text

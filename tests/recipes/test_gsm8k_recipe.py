@@ -1,0 +1,110 @@
+"""The recipe from end to end: quickly with a tiny random model, slowly with the real model and the real data."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from grpo_ext.models import tiny_policy
+from grpo_ext.recipes.gsm8k import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "tiny"
+    model, tokenizer = tiny_policy(seed=0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def words(model: Path, output: Path, **more: object) -> list[str]:
+    options = {
+        "model_name_or_path": model,
+        "output_dir": output,
+        "dataset": "arithmetic",
+        "dtype": "float32",
+        "bf16": "false",
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "num_generations": 4,
+        "max_completion_length": 8,
+        "train_size": 16,
+        "eval_size": 4,
+        "sft_steps": 1,
+        "sft_batch_size": 4,
+        "gradient_checkpointing": "false",
+        **more,
+    }
+    return [word for key, value in options.items() for word in (f"--{key}", str(value))]
+
+
+def test_leaves_everything_it_promises(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "run"
+    assert main(words(tiny_folder, output)) == 0
+    summary = json.loads((output / "summary.json").read_text())
+    for key in ("before", "after", "steps", "seconds", "model", "dataset", "versions"):
+        assert summary[key] is not None, key
+    assert 0.0 <= summary["before"]["accuracy"] <= 1.0
+    assert summary["after"]["problems"] == 4
+    assert summary["steps"] == 2
+    assert (output / "learning_curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "reward" in row] == [1, 2]
+    base = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    adapted = PeftModel.from_pretrained(base, output / "adapter")
+    assert any("lora_B" in name and weight.abs().max() > 0 for name, weight in adapted.named_parameters())
+    printed = capsys.readouterr()
+    assert "Before: " in printed.out and "After: " in printed.out and "answered:" in printed.out
+    assert "reward=" in printed.err
+
+
+def test_full_fine_tuning_saves_a_model(tiny_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    assert main(words(tiny_folder, output, lora_r=0, preset="dr_grpo", max_steps=1)) == 0
+    AutoModelForCausalLM.from_pretrained(output / "model")
+
+
+def test_unwritable_folder_is_found_before_the_model_loads(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="output_dir"):
+        main(words(tmp_path / "no model", tmp_path / "file" / "run"))
+
+
+def test_missing_model_folder(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=re.escape(str(tmp_path / "none"))):
+        main(words(tmp_path / "none", tmp_path / "run"))
+
+
+def test_readme_code_runs(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        done = subprocess.run(
+            [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_ten_steps_on_real_gsm8k_with_the_real_model(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRPO_EXT_DATA", str(data_dir))
+    output = tmp_path / "run"
+    config = ROOT / "recipes" / "gsm8k" / "smollm2_cpu.yaml"
+    assert main(["--config", str(config), "--output_dir", str(output), "--eval_size", "8"]) == 0
+    summary = json.loads((output / "summary.json").read_text())
+    assert (summary["steps"], summary["dataset"]) == (10, "gsm8k")
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "reward" in row]
+    assert len(steps) == 10
+    assert all(row["grad_norm"] is not None and row["kl"] is not None for row in steps)
+    assert any(row["grad_norm"] > 0 for row in steps)

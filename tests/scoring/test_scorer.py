@@ -1,0 +1,171 @@
+"""score() against the plain forward pass of a padded batch: log-probabilities, entropies and all gradients."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from grpo_ext.models import tiny_policy
+from grpo_ext.scoring.scorer import give_hidden_states, make_head, score
+
+Lengths = list[tuple[int, int]]
+TEMPERATURE = 0.8
+
+
+def bare(model: Any) -> PreTrainedModel:
+    return model.get_base_model() if getattr(model, "peft_config", None) else model
+
+
+def prepared(lora: bool = False, **fields: Any) -> tuple[Any, Any]:
+    """A plain model and its copy that can return hidden states."""
+    model, _ = tiny_policy(seed=0, lora_r=4 if lora else None, **fields)
+    torch.manual_seed(0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.05)
+    ours = copy.deepcopy(model)
+    give_hidden_states(bare(ours))
+    return model, ours
+
+
+def padded(lengths: Lengths, left: int, right: int) -> tuple[Tensor, Tensor, int]:
+    """Random ids, mask and number of completion columns of rows with (prompt, completion) lengths."""
+    num_prompt = max(p for p, _ in lengths) + left
+    num_completion = max(max(c for _, c in lengths) + right, 1)
+    mask = torch.zeros(len(lengths), num_prompt + num_completion, dtype=torch.long)
+    for row, (p, c) in enumerate(lengths):
+        mask[row, num_prompt - p : num_prompt + c] = 1
+    ids = torch.randint(4, 100, mask.shape, generator=torch.Generator().manual_seed(sum(map(sum, lengths))))
+    return ids * mask, mask, num_completion
+
+
+def plain(model: Any, ids: Tensor, mask: Tensor, num_completion: int) -> tuple[Tensor, Tensor]:
+    logits = model(input_ids=ids, attention_mask=mask).logits[:, -num_completion - 1 : -1].float() / TEMPERATURE
+    distribution = torch.distributions.Categorical(logits=logits)
+    real = mask[:, -num_completion:]
+    return distribution.log_prob(ids[:, -num_completion:]) * real, distribution.entropy() * real
+
+
+def gradients(model: Any, values: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    values.backward()
+    return {n: torch.zeros_like(w) if w.grad is None else w.grad for n, w in model.named_parameters()}
+
+
+PLAIN, OURS = prepared()
+PLAIN_LORA, OURS_LORA = prepared(lora=True)
+
+
+def compare(model: Any, ours: Any, lengths: Lengths, left: int, right: int) -> None:
+    ids, mask, num_completion = padded(lengths, left, right)
+    logps, entropies = score(ours, make_head(bare(ours), TEMPERATURE), ids, mask, num_completion, entropy=True)
+    wanted_logps, wanted_entropies = plain(model, ids, mask, num_completion)
+    assert entropies is not None
+    assert logps.shape == entropies.shape == (len(lengths), num_completion)
+    torch.testing.assert_close(logps, wanted_logps, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(entropies, wanted_entropies, rtol=1e-5, atol=1e-5)
+    factors = torch.randn(2, *logps.shape, generator=torch.Generator().manual_seed(0))
+    found = gradients(ours, (logps * factors[0] + entropies * factors[1]).sum())
+    wanted = gradients(model, (wanted_logps * factors[0] + wanted_entropies * factors[1]).sum())
+    largest = max(gradient.abs().max().item() for gradient in wanted.values())
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-5 * largest, msg=name)
+
+
+ragged = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 5)), min_size=1, max_size=4)
+
+
+@given(lengths=ragged, left=st.integers(0, 3), right=st.integers(0, 3), lora=st.booleans())
+@settings(max_examples=60)
+def test_equals_the_plain_forward(lengths: Lengths, left: int, right: int, lora: bool) -> None:
+    compare(*((PLAIN_LORA, OURS_LORA) if lora else (PLAIN, OURS)), lengths, left, right)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "left", "right"),
+    [
+        ([(1, 1)], 0, 0),
+        ([(3, 1), (1, 1)], 0, 0),
+        ([(3, 1), (1, 1)], 2, 4),
+        ([(3, 4), (2, 0)], 0, 0),
+        ([(3, 4), (2, 0)], 1, 1),
+    ],
+    ids=["one token", "one-token completions", "with empty columns", "a masked row", "a masked row and columns"],
+)
+def test_edges_equal_the_plain_forward(lengths: Lengths, left: int, right: int) -> None:
+    compare(PLAIN, OURS, lengths, left, right)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["completions masked", "everything masked"])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_a_fully_masked_batch_is_a_connected_zero(whole: bool, lora: bool) -> None:
+    ours = OURS_LORA if lora else OURS
+    ids, mask, num_completion = padded([(3, 0), (2, 0)], 1, 3)
+    mask = mask * 0 if whole else mask
+    logps, entropies = score(ours, make_head(bare(ours), 1.0), ids, mask, num_completion, entropy=True)
+    assert entropies is not None and logps.shape == (2, 3)
+    assert not logps.any() and not entropies.any()
+    found = gradients(ours, logps.sum() + entropies.sum())
+    assert not any(gradient.any() or gradient.isnan().any() for gradient in found.values())
+    assert any(weight.grad is not None for weight in ours.parameters())
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_bfloat16(lora: bool) -> None:
+    model, ours = prepared(lora, dtype="bfloat16")
+    ids, mask, num_completion = padded([(3, 4), (2, 5)], 1, 1)
+    logps, _ = score(ours, make_head(bare(ours), TEMPERATURE), ids, mask, num_completion)
+    wanted, _ = plain(model, ids, mask, num_completion)
+    assert logps.dtype == torch.float32
+    torch.testing.assert_close(logps, wanted, rtol=0.02, atol=0.05)
+    found = gradients(ours, logps.sum())
+    assert any(gradient.any() for gradient in found.values())
+    assert all(gradient.isfinite().all() for gradient in found.values())
+
+
+def test_the_head_sees_real_completion_positions_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    from grpo_ext.scoring import scorer
+
+    original = scorer.token_log_probs
+
+    def counting(head: Any, hidden: Tensor, targets: Tensor, *rest: Any) -> Any:
+        seen.append(len(targets))
+        return original(head, hidden, targets, *rest)
+
+    monkeypatch.setattr(scorer, "token_log_probs", counting)
+    ids, mask, num_completion = padded([(3, 4), (2, 1)], 2, 3)
+    score(OURS, make_head(OURS, 1.0), ids, mask, num_completion)
+    assert seen == [5]
+
+
+def test_padding_columns_never_meet_the_model() -> None:
+    widths: list[int] = []
+    ids, mask, num_completion = padded([(3, 4), (2, 1)], 2, 3)
+
+    def watch(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        widths.append(kwargs["input_ids"].size(1))
+
+    handle = OURS.model.register_forward_pre_hook(watch, with_kwargs=True)
+    score(OURS, make_head(OURS, 1.0), ids, mask, num_completion)
+    handle.remove()
+    assert widths == [3 + 4]
+
+
+def test_the_forward_is_the_old_one_without_the_argument() -> None:
+    ids, mask, _ = padded([(3, 4), (2, 5)], 0, 0)
+    with torch.no_grad():
+        one, other = (model(input_ids=ids, attention_mask=mask).logits for model in (PLAIN, OURS))
+    assert torch.equal(one, other)
+    assert OURS.generate(input_ids=ids, attention_mask=mask, max_new_tokens=2, do_sample=False).size(1) > ids.size(1)
+
+
+def test_the_head_is_the_models_own() -> None:
+    head = make_head(OURS, 0.5)
+    assert head.weight is OURS.get_output_embeddings().weight
+    assert (head.temperature, head.bias, head.scale, head.soft_cap) == (0.5, None, 1.0, None)
