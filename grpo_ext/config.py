@@ -114,13 +114,13 @@ class GRPOExtConfig(GRPOConfig):
             raise ValueError(
                 "`ratio_against` is 'reference', but with `beta` 0 TRL keeps no reference; set beta=1e-6 or more."
             )
-        if self.kl_controller not in (None, "fixed") and (not self.kl_target or self.beta == 0.0):
+        if self.kl_controller not in (None, "fixed") and ((self.kl_target or 0.0) <= 0.0 or self.beta == 0.0):
             raise ValueError(
                 f"`kl_controller` {self.kl_controller!r} needs `kl_target` > 0 and `beta` > 0 to start from; found "
                 f"kl_target={self.kl_target}, beta={self.beta}."
             )
-        if self.kl_in == "reward" and self.kl_estimator == "k3_corrected":
-            raise ValueError("`kl_estimator` 'k3_corrected' corrects a gradient; in the reward use k1, k2 or k3.")
+        if self.kl_in == "reward":
+            self._check_kl_in_reward()
         if self.advantage_eps <= 0:
             raise ValueError(f"`advantage_eps` is {self.advantage_eps}; it must be above 0, TRL's value is 1e-4.")
         if not self.uses_own_objective:
@@ -129,6 +129,22 @@ class GRPOExtConfig(GRPOConfig):
             raise ValueError(
                 "`use_adaptive_entropy` belongs to TRL's own losses and does not act on an objective of grpo_ext; "
                 "use a fixed `entropy_coef`."
+            )
+
+    def _check_kl_in_reward(self) -> None:
+        if self.kl_estimator == "k3_corrected":
+            raise ValueError("`kl_estimator` 'k3_corrected' corrects a gradient; in the reward use k1, k2 or k3.")
+        if self.beta == 0.0:
+            raise ValueError("`kl_in` is 'reward', but with `beta` 0 TRL keeps no reference; set beta above 0.")
+        if self.kl_against == "old":
+            raise ValueError(
+                "`kl_against` is 'old', but a sample is drawn from that policy, so its KL in the reward is 0; use "
+                "kl_against='reference' or kl_in='loss'."
+            )
+        if self.multi_objective_aggregation == "normalize_then_sum":
+            raise ValueError(
+                "`kl_in` is 'reward', but `multi_objective_aggregation` 'normalize_then_sum' has no single reward to "
+                "take the KL from; use sum_then_normalize or kl_in='loss'."
             )
 
     @property

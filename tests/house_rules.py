@@ -44,6 +44,7 @@ ALLOWED_HOOKS = {
     "_compute_loss",
     "_generate_and_score_completions",
     "_generate_single_turn",
+    "_load_optimizer_and_scheduler",
     "_logs",
     "_get_eval_sampler",
     "_get_per_token_logps_and_entropies",

@@ -43,9 +43,9 @@ class GRPOExtTrainer(AdvantageTrainer):
         if not isinstance(args, GRPOExtConfig):
             raise TypeError(f"`args` is a {type(args).__name__}; GRPOExtTrainer takes a grpo_ext.GRPOExtConfig.")
         check_output_dir(args.output_dir)
-        datasets = {"train_dataset": rest[0] if rest else kwargs.get("train_dataset")}
-        for name, dataset in datasets.items():
-            check_dataset(dataset, name, group_by=args.group_by, prompt=kwargs.get("environment_factory") is None)
+        # Fourth in TRL's signature; an environment may own the prompts
+        dataset = rest[0] if rest else kwargs.get("train_dataset")
+        check_dataset(dataset, "train_dataset", args.group_by, prompt=kwargs.get("environment_factory") is None)
         if reward_funcs is not None:
             many = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
             reward_funcs = [checked(function) for function in many]
@@ -200,9 +200,13 @@ class GRPOExtTrainer(AdvantageTrainer):
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             (folder / STATE_FILE).write_text(json.dumps({"beta": self.beta}))
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(resume_from_checkpoint, str):
-            saved = Path(resume_from_checkpoint) / STATE_FILE
-            if saved.is_file():
-                self.beta = json.loads(saved.read_text())["beta"]
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and (Path(checkpoint) / STATE_FILE).is_file():
+            self.beta = json.loads((Path(checkpoint) / STATE_FILE).read_text())["beta"]
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.interrupt.restore()

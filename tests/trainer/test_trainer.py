@@ -83,10 +83,7 @@ def test_regrouping_leaves_the_gradient(fields: dict[str, Any], tiny_folder: Pat
 def others_mean(rewards: Tensor) -> Tensor:
     """r_i minus the mean of the other rewards of its row."""
     return torch.stack(
-        [
-            torch.stack([row[i] - torch.cat([row[:i], row[i + 1 :]]).mean() for i in range(len(row))])
-            for row in rewards
-        ]
+        [torch.stack([row[i] - torch.cat([row[:i], row[i + 1 :]]).mean() for i in range(len(row))]) for row in rewards]
     )
 
 
