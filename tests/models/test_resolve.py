@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
-from grpo_ext.models import load_policy, resolve, resolve_model, smollm2, tiny_policy
+from grpo_ext.models import load_policy, load_tokenizer, resolve, resolve_model, smollm2, tiny_policy
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_the_converted_tokenizer_is_the_published_one(smollm2_folder: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
+    tokenizer = load_tokenizer(str(smollm2_folder))
     assert len(tokenizer) == 49152
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (1, 2, 0)
     assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.padding_side) == (

@@ -11,6 +11,8 @@ from grpo_ext import PRESETS
 STEPS = 25
 # The random policy writes the token once in a hundred characters; one in five is far outside what chance gives.
 MARGIN = 0.2
+# The ratio to the reference is clipped at 1.2, so this one may hardly leave it; chance has a deviation of 0.003 here.
+MARGINS = {"beam": 0.03}
 
 
 def share_of_a(completions: list[Any], **kwargs: Any) -> list[float]:
@@ -38,4 +40,4 @@ def test_reward_rises(name: str, tiny_folder: Path, tmp_path: Path) -> None:
     rewards = [row["reward"] for row in trainer.state.log_history if "reward" in row]
     assert len(rewards) == STEPS
     first, last = sum(rewards[:5]) / 5, sum(rewards[-5:]) / 5
-    assert last > first + MARGIN, [round(reward, 2) for reward in rewards]
+    assert last > first + MARGINS.get(name, MARGIN), [round(reward, 2) for reward in rewards]
