@@ -127,6 +127,8 @@ class Objective:
         ratio = torch.exp(terms.log_ratio.detach())
         values = {"ratio": ratio}
         if self.surrogate in CLIPPED:
+            # TRL counts after the cap by delta
+            ratio = ratio if self.clipping.delta is None else ratio.clamp(max=self.clipping.delta)
             low = (ratio < 1 - self.clipping.epsilon) & (terms.advantages < 0)
             high = (ratio > 1 + self.clipping.epsilon_high) & (terms.advantages > 0)
             values |= {"clip_ratio/low": low.float(), "clip_ratio/high": high.float()}

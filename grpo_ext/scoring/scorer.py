@@ -86,8 +86,6 @@ def score(
     def back(values: Tensor) -> Tensor:
         # masked_scatter keeps a batch without a single real token connected to the model, with gradient 0
         full = torch.zeros(here.shape, dtype=values.dtype, device=values.device).masked_scatter(here, values)
-        if not here.any():
-            full = full + hidden.sum() * 0.0
         return torch.nn.functional.pad(full, (0, num_prompt + num_completion - last))
 
     return back(chosen), None if bits is None else back(bits)

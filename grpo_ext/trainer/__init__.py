@@ -43,9 +43,10 @@ class GRPOExtTrainer(AdvantageTrainer):
         if not isinstance(args, GRPOExtConfig):
             raise TypeError(f"`args` is a {type(args).__name__}; GRPOExtTrainer takes a grpo_ext.GRPOExtConfig.")
         check_output_dir(args.output_dir)
-        # Fourth in TRL's signature; an environment may own the prompts
-        dataset = rest[0] if rest else kwargs.get("train_dataset")
-        check_dataset(dataset, "train_dataset", args.group_by, prompt=kwargs.get("environment_factory") is None)
+        # Fourth and fifth in TRL's signature; an environment may own the prompts
+        given = {**dict(zip(("train_dataset", "eval_dataset"), rest, strict=False)), **kwargs}
+        for name in ("train_dataset", "eval_dataset"):
+            check_dataset(given.get(name), name, args.group_by, prompt=kwargs.get("environment_factory") is None)
         if reward_funcs is not None:
             many = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
             reward_funcs = [checked(function) for function in many]

@@ -44,7 +44,6 @@ def test_every_gold_answer_of_math_is_read_and_equals_itself(data_dir: Path) -> 
         "2^{99999}",
         "x^{200}",
         "9!!!!",
-        r"123456789 \log 2",
         r"\cosh(10^{20})",
         r"e^{10^{10}}",
     ],
@@ -57,7 +56,17 @@ def test_out_of_bounds_is_unreadable(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["2^{2018}", "20!", "x^{100}", "(x+1)^{20}", r"e^{-x^2/2}", r"12345 \log 2", "1000000", r"\cos 10^\circ", "5.25"],
+    [
+        "2^{2018}",
+        "20!",
+        "x^{100}",
+        "(x+1)^{20}",
+        r"e^{-x^2/2}",
+        r"123456789 \log 2",
+        "1000000",
+        r"\cos 10^\circ",
+        "5.25",
+    ],
 )
 def test_within_bounds_is_readable(text: str) -> None:
     gold = read_expressions(text)
