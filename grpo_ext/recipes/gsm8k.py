@@ -42,7 +42,7 @@ QUICKSTART: dict[str, Any] = {
     "eval_size": 128,
     "sft_steps": 4,
     # No reward for the format alone: a bare "#### 6" earns it, and the policy stops working the answer out
-    "reward_funcs": ["correct_strict"],
+    "reward_funcs": ["correct_final"],
     "lora_r": 32,
     "output_dir": "runs/quickstart",
     "max_steps": 16,

@@ -11,6 +11,7 @@ from typing import Any
 from grpo_ext.rewards.formats import BOXED, AnswerFormat
 from grpo_ext.rewards.numbers import Number, last_number, numbers_equal, parse_number
 from grpo_ext.rewards.rows import Completion, answer_column, completion_text, format_column, gold_text
+from grpo_ext.rewards.shaping import format_reward
 from grpo_ext.rewards.symbolic import Expressions, equivalent, read_expressions
 
 
@@ -70,6 +71,33 @@ def correct_strict(
         ValueError: There is no column `answer`, a column has the wrong length, or a format is unknown.
     """
     return _score_numbers("correct_strict", _strict_number, completions, answer, answer_format)
+
+
+def correct_final(
+    completions: Sequence[Completion],
+    answer: Sequence[Any] | None = None,
+    answer_format: str | Sequence[str | None] = "hash",
+    **kwargs: Any,
+) -> list[float | None]:
+    """Score 1 where `correct_strict` does and nothing follows the answer, else 0.
+
+    A policy whose training signal is `correct_strict` alone may learn to ramble after the answer.
+
+    Args:
+        completions: B strings, or B lists of messages.
+        answer: Dataset column of B gold answers.
+        answer_format: Dataset column of B format names, or one name for all rows.
+        kwargs: What else TRL passes; not used.
+
+    Returns:
+        B scores, `None` where the gold answer is missing or not a number.
+
+    Raises:
+        ValueError: There is no column `answer`, a column has the wrong length, or a format is unknown.
+    """
+    right = correct_strict(completions, answer, answer_format)
+    placed = format_reward(completions, answer_format)
+    return [None if score is None else score * end for score, end in zip(right, placed, strict=True)]
 
 
 def correct(

@@ -41,6 +41,7 @@ def gold_answers(data_dir: Path) -> list[str]:
 def test_names_under_which_trl_logs() -> None:
     assert {key: reward.__name__ for key, reward in REWARDS.items()} == {
         "correct_strict": "correct_strict",
+        "correct_final": "correct_final",
         "correct": "correct",
         "math_verify": "math_verify",
         "format": "format_reward",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_ext.rewards import ANSWER_FORMATS, format_reward, soft_overlong_penalty
+from grpo_ext.rewards import ANSWER_FORMATS, correct_final, format_reward, soft_overlong_penalty
 
 
 def test_format_reward_wants_the_format_at_the_end() -> None:
@@ -20,6 +20,11 @@ def test_format_reward_reads_each_row_s_format() -> None:
     chat = [[{"role": "assistant", "content": text}] for text in ["#### 18", "<answer>18</answer>", r"\boxed{18}"]]
     assert format_reward(completions=chat, answer_format=["hash", "tags", "boxed"]) == [1.0, 1.0, 1.0]
     assert format_reward(completions=chat, answer_format=["tags", "boxed", None]) == [0.0, 0.0, 0.0]
+
+
+def test_correct_final_wants_the_right_answer_at_the_end() -> None:
+    completions = ["9 * 2 = 18\n#### 18\n", "#### 18\nbye", "18", "#### 17", "#### 18", ""]
+    assert correct_final(completions=completions, answer=["18"] * 4 + [None, "18"]) == [1.0, 0.0, 0.0, 0.0, None, 0.0]
 
 
 @given(st.text(), st.integers(), st.sampled_from(sorted(ANSWER_FORMATS)))
