@@ -41,7 +41,7 @@ QUICKSTART: dict[str, Any] = {
     "train_size": 256,
     "eval_size": 128,
     "sft_steps": 4,
-    # No reward for the format alone: a bare "#### 6" earns it, and the policy stops working the answer out
+    # No reward for the format alone: a bare "#### 6" would earn it
     "reward_funcs": ["correct_final"],
     "lora_r": 32,
     "output_dir": "runs/quickstart",
