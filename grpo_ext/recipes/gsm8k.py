@@ -47,7 +47,7 @@ QUICKSTART: dict[str, Any] = {
     "output_dir": "runs/quickstart",
     "max_steps": 16,
     "per_device_train_batch_size": 32,
-    "gradient_accumulation_steps": 4,
+    "gradient_accumulation_steps": 2,
     "num_generations": 8,
     "max_completion_length": 32,
     "learning_rate": 2e-4,
