@@ -1,10 +1,16 @@
 """Checks of what a run is given, made before the long work begins."""
 
+import inspect
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
+
+# What TRL hands to every reward function beside the dataset's columns
+GIVEN = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
 
 
 def check_output_dir(output_dir: str | Path) -> None:
@@ -49,3 +55,35 @@ def check_dataset(dataset: Any, name: str, group_by: str | None = None, prompt: 
                 f"`{name}` has no column {column!r}; it has: {', '.join(dataset.column_names)}. "
                 f"Rename one with `dataset.rename_column(old, {column!r})`."
             )
+
+
+def check_reward_columns(reward_funcs: Sequence[Any], dataset: Any, name: str) -> None:
+    """See that a dataset has the columns that the reward functions cannot do without.
+
+    These are the parameters without a default, and what `grpo_ext.rewards.rows.reads` has marked.
+
+    Args:
+        reward_funcs: functions, reward models and names of reward models; models are left to TRL.
+        dataset: what was given as dataset; anything but a `datasets.Dataset` is left to TRL.
+        name: what to call it in a message.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    if not isinstance(dataset, Dataset):
+        return
+    for function in reward_funcs:
+        if isinstance(function, torch.nn.Module | str) or not callable(function):
+            continue
+        required = [
+            parameter.name
+            for parameter in inspect.signature(function).parameters.values()
+            if parameter.default is parameter.empty
+            and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        ]
+        for column in [*required, *getattr(function, "columns", ())]:
+            if column not in GIVEN and column not in dataset.column_names:
+                raise ValueError(
+                    f"Reward function {getattr(function, '__name__', function)!r} reads a column {column!r} that "
+                    f"`{name}` lacks; it has: {', '.join(dataset.column_names)}."
+                )

@@ -58,6 +58,13 @@ class GRPOExtConfig(GRPOConfig):
     kl_target: float | None = field(
         default=None, metadata={"help": "Wished KL in nats a token, for the ziegler and ppo controllers."}
     )
+    scoring: str = _choice(
+        "auto", ("auto", "tree", "padded"), "Forward pass: shared beginnings once (tree) or row by row (padded)."
+    )
+    scoring_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Tokens that one packed pass may hold; unset: those of a padded micro-batch."},
+    )
 
     def __post_init__(self) -> None:
         spellings: dict[Any, str] = {True: "group", False: "none"}  # TRL takes booleans too
@@ -121,6 +128,8 @@ class GRPOExtConfig(GRPOConfig):
             )
         if self.kl_in == "reward":
             self._check_kl_in_reward()
+        if self.scoring_tokens is not None and self.scoring_tokens < 1:
+            raise ValueError(f"`scoring_tokens` is {self.scoring_tokens}; it must be at least 1.")
         if self.advantage_eps <= 0:
             raise ValueError(f"`advantage_eps` is {self.advantage_eps}; it must be above 0, TRL's value is 1e-4.")
         if not self.uses_own_objective:

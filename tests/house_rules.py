@@ -28,6 +28,7 @@ LEVELS = {
     "callbacks": 3,
     "report": 4,
     "hub": 4,
+    "bench": 5,
     "recipes": 5,
     "cli": 5,
 }

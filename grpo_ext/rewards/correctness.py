@@ -10,7 +10,7 @@ from typing import Any
 
 from grpo_ext.rewards.formats import BOXED, AnswerFormat
 from grpo_ext.rewards.numbers import Number, last_number, numbers_equal, parse_number
-from grpo_ext.rewards.rows import Completion, answer_column, completion_text, format_column, gold_text
+from grpo_ext.rewards.rows import Completion, answer_column, completion_text, format_column, gold_text, reads
 from grpo_ext.rewards.shaping import format_reward
 from grpo_ext.rewards.symbolic import Expressions, equivalent, read_expressions
 
@@ -47,6 +47,7 @@ def _lenient_number(text: str, row_format: AnswerFormat) -> Number | None:
     return parse_number(last_number(text) or "")
 
 
+@reads("answer")
 def correct_strict(
     completions: Sequence[Completion],
     answer: Sequence[Any] | None = None,
@@ -73,6 +74,7 @@ def correct_strict(
     return _score_numbers("correct_strict", _strict_number, completions, answer, answer_format)
 
 
+@reads("answer")
 def correct_final(
     completions: Sequence[Completion],
     answer: Sequence[Any] | None = None,
@@ -100,6 +102,7 @@ def correct_final(
     return [None if score is None else score * end for score, end in zip(right, placed, strict=True)]
 
 
+@reads("answer")
 def correct(
     completions: Sequence[Completion],
     answer: Sequence[Any] | None = None,
@@ -127,6 +130,7 @@ def correct(
     return _score_numbers("correct", _lenient_number, completions, answer, answer_format)
 
 
+@reads("answer")
 def math_verify(
     completions: Sequence[Completion],
     answer: Sequence[Any] | None = None,

@@ -1,13 +1,31 @@
 """What a reward function reads off one row: the text of a completion, the gold answer, the asked-for format."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 from grpo_ext.rewards.formats import HASH, AnswerFormat, answer_format_named
 
 Completion = str | Sequence[Mapping[str, Any]]
+Reward = TypeVar("Reward", bound=Callable[..., Any])
+
+
+def reads(*columns: str) -> Callable[[Reward], Reward]:
+    """Mark a reward function with the dataset columns it cannot do without, for a check before training.
+
+    Args:
+        columns: names of columns.
+
+    Returns:
+        A decorator that returns the function itself.
+    """
+
+    def marked(reward: Reward) -> Reward:
+        reward.columns = columns  # type: ignore[attr-defined]
+        return reward
+
+    return marked
 
 
 def completion_text(completion: Completion) -> str:

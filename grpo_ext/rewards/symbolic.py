@@ -6,7 +6,8 @@ three other bounds hold, in any thread and process:
 1. Before parsing: at most `MAX_CHARACTERS` characters, `MAX_DEPTH` nested brackets, and only the commands of
    `COMMANDS`, which leaves out sums, integrals, limits and binomials.
 2. After parsing, which is mostly lazy: the numbers that the expression stands for may have `MAX_DIGITS` digits.
-   Symbols count as `SYMBOL_DIGITS` each, which bounds the degree of polynomials.
+   Symbols count as `SYMBOL_DIGITS` each, which bounds the degree of polynomials. Beside symbols and functions only
+   `MAX_COEFFICIENT_DIGITS` are allowed, because sympy factors polynomials by way of primes as large as that.
 3. While parsing and comparing, by a trace function: `MAX_CALLS` calls of Python functions, and no power of numbers
    with more than `MAX_DIGITS` digits. Simplifying can make large powers out of small numbers, as it turns `n log(a)`
    into `log(a^n)`, and such a power is one single instruction to Python, which nothing interrupts. Calls are counted,
@@ -32,6 +33,7 @@ Expressions = list[Any]  # what math_verify.parse returns: sympy expressions
 MAX_CHARACTERS = 200
 MAX_DEPTH = 8
 MAX_DIGITS = 2_000
+MAX_COEFFICIENT_DIGITS = 40
 SYMBOL_DIGITS, EXPONENT_SYMBOL_DIGITS = 20.0, 0.5  # a degree of at most 100, and e^{-x^2} is not a tower
 MAX_CALLS = 400_000  # a third of a second or so; the slowest of 750 comparisons of MATH answers needs 270,000
 
@@ -103,6 +105,24 @@ def _digits(expression: Any, symbol: float = SYMBOL_DIGITS) -> float:
     if isinstance(expression, sympy.factorial | sympy.factorial2 | sympy.subfactorial):
         return 10.0 ** (digits[0] + 0.5) if digits[0] < 10 else math.inf
     return sum(digits)
+
+
+def _is_arithmetic(expression: Any) -> bool:
+    """Tell whether an expression is made of rational numbers, roots and factorials alone."""
+    import sympy
+    from sympy.functions.combinatorial.factorials import CombinatorialFunction
+
+    if isinstance(expression, sympy.Function) and not isinstance(expression, CombinatorialFunction | sympy.Abs):
+        return False
+    parts = _parts(expression)
+    return all(map(_is_arithmetic, parts)) if parts else isinstance(expression, sympy.Rational)
+
+
+def _affordable(expression: Any) -> bool:
+    """Tell whether the numbers in an expression are small enough for sympy to work with (bound 2)."""
+    if _digits(expression) > MAX_DIGITS:
+        return False
+    return _is_arithmetic(expression) or _digits(expression, symbol=0.0) <= MAX_COEFFICIENT_DIGITS
 
 
 def _is_large(power_rule: FrameType) -> bool:
@@ -203,7 +223,7 @@ def read_expressions(text: str) -> Expressions | None:
     expressions = _bounded(
         lambda: parse(boxed, [config], fallback_mode="no_fallback", parsing_timeout=None), default=None
     )
-    if not expressions or any(_digits(expression) > MAX_DIGITS for expression in expressions):
+    if not expressions or not all(map(_affordable, expressions)):
         return None
     return expressions
 

@@ -1,6 +1,7 @@
-"""Log-probability and entropy of tokens from hidden states, in chunks that are recomputed in the backward pass."""
+"""Log-probability and entropy of tokens from hidden states, in chunks whose logits are never kept."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,8 +77,71 @@ def _chunk(head: Head, hidden: Tensor, targets: Tensor, entropy: bool) -> tuple[
     return chosen, -(log_probs.exp() * log_probs).sum(-1)
 
 
+class _Frozen(torch.autograd.Function):
+    """A head whose own weights are not trained: the derivative by a hidden state is one vector per token.
+
+    It is formed beside the value, from the logits that are there, so the backward pass needs neither logits nor a
+    second projection: d log π / dh = Jᵀ (e_target − p) and dH / dh = −Jᵀ (p ∘ (log p + H)), with Jᵀ = Wᵀ · scale /
+    temperature, times the derivative of the soft cap.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Head, targets: Tensor, entropy: bool, slope: bool, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        values, directions = [], []
+        for start in range(0, max(len(targets), 1), chunk):
+            value, direction = _with_slopes(
+                head, hidden[start : start + chunk], targets[start : start + chunk], entropy, slope
+            )
+            values.append(value)
+            directions.append(direction)
+        ctx.save_for_backward(*(torch.cat(column) for column in zip(*directions, strict=True)))
+        return tuple(torch.cat(column) for column in zip(*values, strict=True))
+
+    @staticmethod
+    def backward(ctx: Any, by_chosen: Tensor, by_entropy: Tensor) -> tuple[Tensor | None, ...]:
+        directions = ctx.saved_tensors
+        total = by_chosen.unsqueeze(-1) * directions[0]
+        if len(directions) > 1:
+            total += by_entropy.unsqueeze(-1) * directions[1]
+        return total.to(directions[0].dtype), None, None, None, None, None
+
+
+def _with_slopes(
+    head: Head, hidden: Tensor, targets: Tensor, entropy: bool, slope: bool
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
+    """(chosen, entropy) of (N,) and the (N, H) derivatives of chosen and, with `slope`, of the entropy."""
+    z = head.logits(hidden)
+    at = targets.unsqueeze(-1)
+    total = z.logsumexp(-1, keepdim=True)
+    chosen = (z.gather(-1, at) - total).squeeze(-1)
+    p = (z - total).exp_()
+    bits = total.squeeze(-1) - torch.linalg.vecdot(p, z) if entropy else chosen.new_zeros(len(chosen))
+
+    weight = head.weight.float() if head.in_float32 else head.weight
+    factor = head.scale / head.temperature
+    bend = None if head.soft_cap is None else 1.0 - (z * (head.temperature / head.soft_cap)) ** 2
+
+    def down(by_logits: Tensor) -> Tensor:
+        by_logits = by_logits if bend is None else by_logits * bend
+        return (by_logits.to(weight.dtype) @ weight).float() * factor
+
+    own = weight[targets].float() * factor
+    own = own if bend is None else own * bend.gather(-1, at)
+    directions = [own - down(p)]
+    if slope:
+        directions.append(-down(p * (z - total + bits.unsqueeze(-1))))
+    return (chosen, bits), tuple(direction.to(hidden.dtype) for direction in directions)
+
+
 def token_log_probs(
-    head: Head, hidden: Tensor, targets: Tensor, entropy: bool = False, chunk: int = CHUNK_TOKENS
+    head: Head,
+    hidden: Tensor,
+    targets: Tensor,
+    entropy: bool = False,
+    chunk: int = CHUNK_TOKENS,
+    entropy_gradient: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """log π(target) = z_target − log Σ exp z and H = −Σ p log p, at each position.
 
@@ -87,16 +151,26 @@ def token_log_probs(
         targets: (N,) token ids.
         entropy: whether to compute H.
         chunk: positions whose (chunk, V) logits exist at a time.
+        entropy_gradient: whether H is differentiated too.
 
     Returns:
         (N,) log-probabilities and (N,) entropies or None, float32, with gradients.
     """
+    frozen = not any(w is not None and w.requires_grad for w in (head.weight, head.bias))
+    if torch.is_grad_enabled() and hidden.requires_grad and frozen:
+        slope = entropy and entropy_gradient
+        with torch.autocast(hidden.device.type, enabled=False):
+            chosen, bits = _Frozen.apply(hidden, head, targets, entropy, slope, chunk)
+        return chosen, (bits if slope else bits.detach()) if entropy else None
     parts = []
     for start in range(0, max(len(targets), 1), chunk):
         rows, ids = hidden[start : start + chunk], targets[start : start + chunk]
-        if torch.is_grad_enabled() and hidden.requires_grad:
+        if torch.is_grad_enabled() and (hidden.requires_grad or not frozen):
             parts.append(checkpoint(_chunk, head, rows, ids, entropy, use_reentrant=False))
         else:
             parts.append(_chunk(head, rows, ids, entropy))
     chosen = torch.cat([part[0] for part in parts])
-    return chosen, torch.cat([part[1] for part in parts]) if entropy else None
+    if not entropy:
+        return chosen, None
+    bits = torch.cat([part[1] for part in parts])
+    return chosen, bits if entropy_gradient else bits.detach()

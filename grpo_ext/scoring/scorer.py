@@ -1,14 +1,20 @@
-"""Log-probabilities of a padded batch: only real completion positions meet the head, padding columns are cut off."""
+"""TRL's padded batch in, (B, T) log-probabilities and entropies out: over a token tree, or over the padded rows.
+
+Either way only real completion positions meet the head.
+"""
 
 import functools
 import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from grpo_ext.scoring.attention import BACKENDS
 from grpo_ext.scoring.head import Head, logit_scale, token_log_probs
+from grpo_ext.scoring.tree import rows_of, token_tree
 
 
 def give_hidden_states(model: PreTrainedModel) -> None:
@@ -55,10 +61,16 @@ def make_head(model: PreTrainedModel, temperature: float, in_float32: bool = Fal
     )
 
 
-def score(
-    model: Any, head: Head, input_ids: Tensor, attention_mask: Tensor, num_completion: int, entropy: bool = False
+def score_padded(
+    model: Any,
+    head: Head,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    num_completion: int,
+    entropy: bool = False,
+    entropy_gradient: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probability and entropy of each completion token of a padded batch.
+    """Log-probability and entropy of each completion token, rows as they are but for columns that nothing is in.
 
     Args:
         model: model prepared by `give_hidden_states`, possibly wrapped.
@@ -67,6 +79,7 @@ def score(
         attention_mask: (B, P + T).
         num_completion: T.
         entropy: whether to compute entropies.
+        entropy_gradient: whether they are differentiated.
 
     Returns:
         (B, T) log-probabilities and (B, T) entropies or None, 0 at masked positions, float32, with gradients.
@@ -81,7 +94,9 @@ def score(
 
     here = mask[:, num_prompt:last]
     shifted = hidden[:, num_prompt - first - 1 : -1]
-    chosen, bits = token_log_probs(head, shifted[here], ids[:, num_prompt - first :][here], entropy)
+    chosen, bits = token_log_probs(
+        head, shifted[here], ids[:, num_prompt - first :][here], entropy, entropy_gradient=entropy_gradient
+    )
 
     def back(values: Tensor) -> Tensor:
         # masked_scatter keeps a batch without a single real token connected to the model, with gradient 0
@@ -89,3 +104,60 @@ def score(
         return torch.nn.functional.pad(full, (0, num_prompt + num_completion - last))
 
     return back(chosen), None if bits is None else back(bits)
+
+
+def score_tree(
+    model: Any,
+    head: Head,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    num_completion: int,
+    entropy: bool = False,
+    entropy_gradient: bool = True,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """What `score_padded` gives, from one pack that holds each shared beginning once.
+
+    Args:
+        model: model prepared by `give_hidden_states` and `use_tree_attention`, possibly wrapped.
+        head: its head.
+        input_ids: (B, P + T), prompts padded on the left, completions on the right.
+        attention_mask: (B, P + T).
+        num_completion: T.
+        entropy: whether to compute entropies.
+        entropy_gradient: whether they are differentiated.
+        backend: row of `grpo_ext.scoring.attention.BACKENDS`; None is flex on CUDA, sdpa elsewhere.
+
+    Returns:
+        (B, T) log-probabilities and (B, T) entropies or None, 0 at masked positions, float32, with gradients.
+
+    Raises:
+        NotImplementedError: the model's layers cannot attend over a tree.
+    """
+    tree = token_tree(*rows_of(input_ids, attention_mask, num_completion), num_completion)
+    if not len(tree):
+        return score_padded(model, head, input_ids, attention_mask, num_completion, entropy, entropy_gradient)
+    tree = tree.to(input_ids.device)
+    attention = BACKENDS[backend or ("flex" if input_ids.is_cuda else "sdpa")](tree)
+    hidden = model(
+        input_ids=tree.ids[None],
+        position_ids=tree.positions[None],
+        # Four dimensions: taken as it is, and no mask is built
+        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device),
+        tree=attention,
+        hidden_states_only=True,
+    )[0]
+    if not attention.layers:
+        raise NotImplementedError("does not hand the tree on to its attention layers")
+    chosen, bits = token_log_probs(
+        head, hidden[tree.predictors], tree.targets, entropy, entropy_gradient=entropy_gradient
+    )
+    empty = tree.slots < 0
+
+    def back(values: Tensor) -> Tensor:
+        return values[tree.slots.clamp(min=0)].masked_fill(empty, 0.0)
+
+    return back(chosen), None if bits is None else back(bits)
+
+
+SCORERS: dict[str, Callable[..., tuple[Tensor, Tensor | None]]] = {"tree": score_tree, "padded": score_padded}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from grpo_ext import compat
 from grpo_ext.callbacks import InterruptCallback
-from grpo_ext.checks import check_dataset, check_output_dir
+from grpo_ext.checks import check_dataset, check_output_dir, check_reward_columns
 from grpo_ext.config import GRPOExtConfig
 from grpo_ext.objective import Batch
 from grpo_ext.ops.aggregation import Window
@@ -33,8 +33,6 @@ class GRPOExtTrainer(AdvantageTrainer):
     """
 
     _name = "GRPOExt"
-    # Set by TRL; declared because its assignments carry no type
-    _buffered_inputs: list[dict[str, Any]] | None
 
     def __init__(
         self, model: Any, reward_funcs: Any = None, args: GRPOExtConfig | None = None, *rest: Any, **kwargs: Any
@@ -49,6 +47,9 @@ class GRPOExtTrainer(AdvantageTrainer):
             check_dataset(given.get(name), name, args.group_by, prompt=kwargs.get("environment_factory") is None)
         if reward_funcs is not None:
             many = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+            # A rollout function may add columns of its own
+            if kwargs.get("rollout_func") is None:
+                check_reward_columns(many, given.get("train_dataset"), "train_dataset")
             reward_funcs = [checked(function) for function in many]
         self._objective = args.objective()
         self._own_loss_ran = False

@@ -1,5 +1,7 @@
 """The trainer's log-probabilities: our scorer where it serves, TRL's forward elsewhere."""
 
+import logging
+import math
 from typing import Any
 
 import torch
@@ -8,35 +10,93 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
 from grpo_ext.config import GRPOExtConfig
-from grpo_ext.scoring.scorer import give_hidden_states, make_head, score
+from grpo_ext.rollouts.prefill import shared_prefill
+from grpo_ext.scoring.attention import unsupported, use_tree_attention
+from grpo_ext.scoring.check import check_tree
+from grpo_ext.scoring.head import Head
+from grpo_ext.scoring.scorer import SCORERS, give_hidden_states, make_head
+from grpo_ext.scoring.tree import rows_of, token_tree
+from grpo_ext.trainer.shared import SharedForward
+
+logger = logging.getLogger("grpo_ext")
+
+Scores = tuple[Tensor, Tensor | None]
 
 
 class ScoredTrainer(GRPOTrainer):
     """`trl.GRPOTrainer` that takes log-probabilities and entropies from `grpo_ext.scoring`."""
 
     args: GRPOExtConfig
+    # Set by TRL; declared because its assignments carry no type
+    _buffered_inputs: list[dict[str, Any]] | None
+    beta: float
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        for scored in (self.model, self.ref_model):
-            if scored is not None:
-                give_hidden_states(self._bare(scored))
+        scored = [self._bare(model) for model in (self.model, self.ref_model) if model is not None]
+        for model in scored:
+            give_hidden_states(model)
+        self._scorer = "padded" if self.args.scoring == "padded" else "tree"
+        self._shared: SharedForward | None = None
+        self._checked = False
+        self._window_start = 0
+        if self._scorer == "tree":
+            self._prepare_tree(scored)
 
     def _bare(self, model: Any) -> PreTrainedModel:
         model = self.accelerator.unwrap_model(model)
         return model.get_base_model() if getattr(model, "peft_config", None) else model
 
+    # Which path
+
+    def _prepare_tree(self, models: list[PreTrainedModel]) -> None:
+        reason = self._not_a_tree(models)
+        if reason is not None:
+            self._leave_tree(reason)
+            return
+        try:
+            for model in models:
+                use_tree_attention(model)
+        except NotImplementedError as error:
+            self._leave_tree(str(error))
+
+    def _not_a_tree(self, models: list[PreTrainedModel]) -> str | None:
+        """Why the run as a whole cannot be scored over a tree, or None."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return "its weights are sharded"
+        if self.accelerator.device.type != "cpu" and self.args.scoring == "auto":
+            return f"runs on {self.accelerator.device.type}, where `--scoring tree` must be asked for"
+        return next(
+            (reason for model in models if (reason := unsupported(model.config.get_text_config())) is not None), None
+        )
+
+    def _leave_tree(self, reason: str) -> None:
+        name = type(self._bare(self.model)).__name__
+        if self.args.scoring == "tree":
+            raise ValueError(f"`scoring` is 'tree', but {name} {reason}; use scoring='auto' or 'padded'.")
+        logger.info("Scoring: padded, because %s %s.", name, reason)
+        self._scorer = "padded"
+
     def _scores_itself(self, model: Any, compute_aux_loss: bool, extra: dict[str, Any]) -> bool:
-        """Whether our scorer serves this call; on a GPU, with sharded weights or images TRL's own forward does."""
+        """Whether our scorer serves this call; with images, sharded weights or router losses TRL's forward does."""
         peft_configs = getattr(self.accelerator.unwrap_model(model), "peft_config", None) or {}
         return not (
             compute_aux_loss
             or any(value is not None for value in extra.values())
-            or self.accelerator.device.type != "cpu"
+            or (self.accelerator.device.type != "cpu" and self._scorer == "padded")
             or self.is_fsdp_enabled
             or self.is_deepspeed_enabled
             or any(peft_config.is_prompt_learning for peft_config in peft_configs.values())
         )
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        # Full attention in every layer is what the tree asks of a model, too
+        if self._scorer != "tree" or self.accelerator.num_processes > 1:
+            return super()._generate_single_turn(*args, **kwargs)
+        with shared_prefill(self._bare(self.model)):
+            return super()._generate_single_turn(*args, **kwargs)
+
+    # Scores
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -61,13 +121,153 @@ class ScoredTrainer(GRPOTrainer):
                 **extra,
             )
         head = make_head(self._bare(model), self.temperature, self.args.cast_lm_head_to_fp32)
-        size = batch_size or len(input_ids)
-        parts = []
-        for start in range(0, len(input_ids), size):
-            rows = slice(start, start + size)
+        if self._scorer == "tree" and not self._checked:
+            self._check_tree(model, head, input_ids, attention_mask, logits_to_keep)
+        if self._scorer == "padded":
+            logps, entropies = self._score_padded(
+                model, head, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy
+            )
+        elif torch.is_grad_enabled() and self.model.training:
+            logps, entropies = self._score_shared(model, head, input_ids, attention_mask, logits_to_keep)
+        else:
+            logps, entropies = self._score_packs(
+                model, head, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy
+            )
+        return logps, entropies, None
+
+    def _score(self, scorer: str, model: Any, head: Head, *batch: Any) -> Scores:
+        with self.accelerator.autocast():
+            return SCORERS[scorer](model, head, *batch)
+
+    def _score_padded(
+        self, model: Any, head: Head, ids: Tensor, mask: Tensor, keep: int, size: int | None, entropy: bool
+    ) -> Scores:
+        size = size or len(ids)
+        starts = range(0, len(ids), size)
+        return _joined(
+            [self._score("padded", model, head, ids[i : i + size], mask[i : i + size], keep, entropy) for i in starts]
+        )
+
+    def _score_packs(
+        self, model: Any, head: Head, ids: Tensor, mask: Tensor, keep: int, size: int | None, entropy: bool
+    ) -> Scores:
+        """Rows that need no gradient, in as few packs as the budget asks for, whole groups together."""
+        packs = math.ceil(self._packed(ids, mask, keep) / self._budget((size or len(ids)) * ids.size(1)))
+        group = self.num_generations if self.model.training else self.num_generations_eval
+        size = math.ceil(len(ids) / max(packs, 1) / group) * group
+        starts = range(0, len(ids), size)
+        return _joined(
+            [self._score("tree", model, head, ids[i : i + size], mask[i : i + size], keep, entropy) for i in starts]
+        )
+
+    def _score_shared(self, model: Any, head: Head, ids: Tensor, mask: Tensor, keep: int) -> Scores:
+        """The policy's own pass, shared by as many of the coming micro-batches as the budget allows."""
+        if self._shared is None or not self._shared.is_next(ids):
+            self._shared = self._forward_ahead(model, head, ids, mask, keep)
+        values, others = self._shared.take()
+        return values[0], (values + others)[1]
+
+    def _forward_ahead(self, model: Any, head: Head, ids: Tensor, mask: Tensor, keep: int) -> SharedForward:
+        parts = self._coming(ids) or [{"ids": ids, "mask": mask}]
+        budget = self._budget(ids.numel())
+        packs = math.ceil(self._packed(_column(parts, "ids"), _column(parts, "mask"), keep) / budget)
+        parts = parts[: math.ceil(len(parts) / max(packs, 1))]
+        ids, mask = _column(parts, "ids"), _column(parts, "mask")
+        differentiated = self.entropy_coef != 0.0 or self.use_adaptive_entropy
+        if "advantages" in parts[0] and not differentiated and self._dead_rows_are_idle():
+            advantages = _column(parts, "advantages")
+            alive = advantages.reshape(len(advantages), -1).any(1)
+        else:
+            alive = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+        logps, entropies = self._score_alive(model, head, ids, mask, keep, alive, differentiated)
+        if differentiated:
+            return SharedForward(ids, [logps, entropies], [], len(parts))
+        return SharedForward(ids, [logps], [entropies], len(parts))
+
+    def _dead_rows_are_idle(self) -> bool:
+        """Whether a row whose advantages are all 0 has no gradient: no KL term, and no loss but TRL's and ours."""
+        loss_is_known = self._compute_loss.__module__.split(".")[0] in ("grpo_ext", "trl")
+        return self.beta == 0.0 and loss_is_known and type(self).compute_loss is GRPOTrainer.compute_loss
+
+    def _score_alive(
+        self, model: Any, head: Head, ids: Tensor, mask: Tensor, keep: int, alive: Tensor, differentiated: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Scores of all rows, with gradients where `alive`; the others are scored for the metrics alone."""
+        found: list[tuple[Tensor, Tensor]] = []
+        for rows, gradient in ((alive, True), (~alive, False)):
+            if rows.any():
+                with torch.set_grad_enabled(gradient):
+                    logps, entropies = self._score(
+                        "tree", model, head, ids[rows], mask[rows], keep, True, differentiated
+                    )
+                assert entropies is not None
+                found.append((logps, entropies))
+        order = torch.cat([alive.nonzero(), (~alive).nonzero()]).squeeze(1).argsort()
+        logps, entropies = (torch.cat(column)[order] for column in zip(*found, strict=True))
+        if not alive.any():
+            # Nothing to score, yet connected to the model, as the backward pass asks for
+            zeros, _ = self._score("padded", model, head, ids[:1], torch.zeros_like(mask[:1]), keep)
+            logps = logps + zeros.sum()
+        return logps, entropies
+
+    def _coming(self, ids: Tensor) -> list[dict[str, Tensor]]:
+        """This micro-batch and those that follow in the optimiser step, from the same generation; or nothing."""
+        if self._buffered_inputs is None:
+            return []
+        at = self._step % self.args.steps_per_generation
+        left = self.current_gradient_accumulation_steps - (self._step - self._window_start)
+        # DDP reduces gradients in the pass whose forward it saw last, so there each micro-batch keeps its own
+        if self.accelerator.sync_gradients or self.accelerator.num_processes > 1:
+            left = 1
+        found = [_rows(part) for part in self._buffered_inputs[at : at + left]]
+        return found if found and torch.equal(found[0]["ids"], ids) else []
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            self._window_start = self._step
+            self._shared = None
+        return loss
+
+    # Packs
+
+    def _packed(self, ids: Tensor, mask: Tensor, keep: int) -> int:
+        """Tokens of the rows as one tree."""
+        return len(token_tree(*rows_of(ids, mask, keep), keep))
+
+    def _budget(self, padded_tokens: int) -> int:
+        """Tokens that a pack may hold: no more than a padded micro-batch of this run would."""
+        return self.args.scoring_tokens or max(padded_tokens, 1)
+
+    def _check_tree(self, model: Any, head: Head, ids: Tensor, mask: Tensor, keep: int) -> None:
+        self._checked = True
+        try:
             with self.accelerator.autocast():
-                part = score(model, head, input_ids[rows], attention_mask[rows], logits_to_keep, compute_entropy)
-            parts.append(part)
-        logps = torch.cat([part[0] for part in parts])
-        entropies = [part[1] for part in parts if part[1] is not None]
-        return logps, torch.cat(entropies) if entropies else None, None
+                check_tree(model, head, ids, mask, keep)
+        except NotImplementedError as error:
+            self._leave_tree(str(error))
+            return
+        packed = self._packed(ids, mask, keep)
+        logger.info(
+            "Scoring: tree, %s tokens where padded rows have %s (%.1fx).",
+            f"{packed:,}",
+            f"{ids.numel():,}",
+            ids.numel() / max(packed, 1),
+        )
+
+
+def _rows(part: dict[str, Any]) -> dict[str, Tensor]:
+    return {
+        "ids": torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1),
+        "mask": torch.cat([part["prompt_mask"], part["completion_mask"]], dim=1),
+        "advantages": part["advantages"],
+    }
+
+
+def _column(parts: list[dict[str, Tensor]], name: str) -> Tensor:
+    return torch.cat([part[name] for part in parts])
+
+
+def _joined(parts: list[Scores]) -> Scores:
+    entropies = [part[1] for part in parts if part[1] is not None]
+    return torch.cat([part[0] for part in parts]), torch.cat(entropies) if entropies else None

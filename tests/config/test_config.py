@@ -110,7 +110,7 @@ def test_unset_fields_leave_everything_to_trl(tmp_path: Path) -> None:
     skipped = {"logging_dir", "run_name"}
     for name in set(GRPOConfig.__dataclass_fields__) - skipped:
         assert getattr(config, name, None) == getattr(native, name, None) or name == "accelerator_config", name
-    assert {name for name in own if getattr(config, name) is not None} == {"advantage_eps"}
+    assert {name for name in own if getattr(config, name) is not None} == {"advantage_eps", "scoring"}
     assert config.advantage_eps == 1e-4
 
 

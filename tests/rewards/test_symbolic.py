@@ -3,10 +3,14 @@
 import json
 import logging
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 
+import mpmath
 import pytest
+import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,7 +40,7 @@ def test_every_gold_answer_of_math_is_read_and_equals_itself(data_dir: Path) -> 
         "",
         "$ $",
         "1+" * 100 + "1",  # 201 characters
-        "(" * 9 + "1" + ")" * 9,
+        r"\sqrt{" * 9 + "2" + "}" * 9,
         r"\sum_{k=1}^{9} k",
         r"\int x dx",
         r"\binom{9}{3}",
@@ -44,6 +48,7 @@ def test_every_gold_answer_of_math_is_read_and_equals_itself(data_dir: Path) -> 
         "2^{99999}",
         "x^{200}",
         "9!!!!",
+        r"10^{50} x + 1",
         r"\cosh(10^{20})",
         r"e^{10^{10}}",
     ],
@@ -73,6 +78,27 @@ def test_within_bounds_is_readable(text: str) -> None:
     assert gold is not None and equivalent(gold, text)
 
 
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("90", r"\log(\sqrt{\log(y)})"),  # simplified by way of a power of a power
+        ("p-q", r"\frac{12345678901234567890^{2}}{i^{i} \log(\sqrt{99})}"),
+        ("(1,2)", "[99^{12345678901234567890}, 2-x)"),  # an interval is computed while it is parsed
+        ("(1,2)", "[((9^{99})^{99})^{99}, 2)"),
+        (r"\cot x", r"\sqrt{\frac{\frac{\pi-7}{1000}}{3^{1999}+10^{887}}}"),  # factored by way of a huge prime
+        (r"\cot x", "x^22" * 40),
+        ("x^2+1", r"\sin(\cosh(12345678901234567890))"),
+        (r"\sqrt{2}", r"\sin(\cos(\tan(\sin(\cos(\tan(1))))))"),
+    ],
+)
+def test_what_sympy_cannot_finish_is_stopped(gold: str, answer: str) -> None:
+    expressions = read_expressions(gold)
+    assert expressions is not None
+    start = time.process_time()
+    assert not equivalent(expressions, answer)
+    assert time.process_time() - start < 3  # measured: at most 0.4
+
+
 @given(st.lists(TOKENS, max_size=30).map("".join))
 @settings(deadline=None, max_examples=60)
 def test_any_expression_is_survived(text: str) -> None:
@@ -99,6 +125,28 @@ def test_the_call_budget_stops_work_and_leaves_nothing_behind(monkeypatch: pytes
         assert equivalent(gold, long_way)
     finally:
         sys.settrace(before)
+
+
+def test_interrupted_work_leaves_no_cache_and_no_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_expressions("1")
+    cached = sympy.Symbol("half_known", real=True)
+    assert sympy.Symbol("half_known", real=True) is cached
+    monkeypatch.setattr(symbolic, "MAX_CALLS", 10)
+    monkeypatch.setattr(mpmath.mp, "prec", 99)
+    assert read_expressions(r"\frac{3}{11} x^7") is None
+    assert sympy.Symbol("half_known", real=True) is not cached
+    assert mpmath.mp.prec == 53
+
+
+def test_one_thread_at_a_time_is_in_sympy() -> None:
+    gold = read_expressions("x+1")
+    assert gold is not None
+    with ThreadPoolExecutor(1) as pool:
+        with symbolic._LOCK:
+            job = pool.submit(equivalent, gold, "1+x")
+            with pytest.raises(TimeoutError):
+                job.result(timeout=0.2)
+        assert job.result(timeout=60) is True
 
 
 def test_the_warning_about_timeouts_is_not_shown(caplog: pytest.LogCaptureFixture) -> None:

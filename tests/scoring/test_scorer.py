@@ -1,4 +1,4 @@
-"""score() against the plain forward pass of a padded batch: log-probabilities, entropies and all gradients."""
+"""Both scorers against the plain forward pass of a padded batch: log-probabilities, entropies and all gradients."""
 
 import copy
 from typing import Any
@@ -11,7 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from grpo_ext.models import tiny_policy
-from grpo_ext.scoring.scorer import give_hidden_states, make_head, score
+from grpo_ext.scoring.attention import use_tree_attention
+from grpo_ext.scoring.check import check_tree
+from grpo_ext.scoring.scorer import SCORERS, give_hidden_states, make_head, score_padded, score_tree
 
 Lengths = list[tuple[int, int]]
 TEMPERATURE = 0.8
@@ -30,6 +32,7 @@ def prepared(lora: bool = False, **fields: Any) -> tuple[Any, Any]:
             torch.nn.init.normal_(weight, std=0.05)
     ours = copy.deepcopy(model)
     give_hidden_states(bare(ours))
+    use_tree_attention(bare(ours))
     return model, ours
 
 
@@ -40,7 +43,8 @@ def padded(lengths: Lengths, left: int, right: int) -> tuple[Tensor, Tensor, int
     mask = torch.zeros(len(lengths), num_prompt + num_completion, dtype=torch.long)
     for row, (p, c) in enumerate(lengths):
         mask[row, num_prompt - p : num_prompt + c] = 1
-    ids = torch.randint(4, 100, mask.shape, generator=torch.Generator().manual_seed(sum(map(sum, lengths))))
+    # Two tokens only, so that rows of equal prompt length often share a beginning
+    ids = torch.randint(4, 6, mask.shape, generator=torch.Generator().manual_seed(sum(map(sum, lengths))))
     return ids * mask, mask, num_completion
 
 
@@ -61,9 +65,10 @@ PLAIN, OURS = prepared()
 PLAIN_LORA, OURS_LORA = prepared(lora=True)
 
 
-def compare(model: Any, ours: Any, lengths: Lengths, left: int, right: int) -> None:
+def compare(scorer: str, model: Any, ours: Any, lengths: Lengths, left: int, right: int) -> None:
     ids, mask, num_completion = padded(lengths, left, right)
-    logps, entropies = score(ours, make_head(bare(ours), TEMPERATURE), ids, mask, num_completion, entropy=True)
+    head = make_head(bare(ours), TEMPERATURE)
+    logps, entropies = SCORERS[scorer](ours, head, ids, mask, num_completion, entropy=True)
     wanted_logps, wanted_entropies = plain(model, ids, mask, num_completion)
     assert entropies is not None
     assert logps.shape == entropies.shape == (len(lengths), num_completion)
@@ -77,15 +82,17 @@ def compare(model: Any, ours: Any, lengths: Lengths, left: int, right: int) -> N
         torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-5 * largest, msg=name)
 
 
-ragged = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 5)), min_size=1, max_size=4)
+ragged = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 5)), min_size=1, max_size=6)
 
 
+@pytest.mark.parametrize("scorer", SCORERS)
 @given(lengths=ragged, left=st.integers(0, 3), right=st.integers(0, 3), lora=st.booleans())
 @settings(max_examples=60)
-def test_equals_the_plain_forward(lengths: Lengths, left: int, right: int, lora: bool) -> None:
-    compare(*((PLAIN_LORA, OURS_LORA) if lora else (PLAIN, OURS)), lengths, left, right)
+def test_equals_the_plain_forward(scorer: str, lengths: Lengths, left: int, right: int, lora: bool) -> None:
+    compare(scorer, *((PLAIN_LORA, OURS_LORA) if lora else (PLAIN, OURS)), lengths, left, right)
 
 
+@pytest.mark.parametrize("scorer", SCORERS)
 @pytest.mark.parametrize(
     ("lengths", "left", "right"),
     [
@@ -97,17 +104,18 @@ def test_equals_the_plain_forward(lengths: Lengths, left: int, right: int, lora:
     ],
     ids=["one token", "one-token completions", "with empty columns", "a masked row", "a masked row and columns"],
 )
-def test_edges_equal_the_plain_forward(lengths: Lengths, left: int, right: int) -> None:
-    compare(PLAIN, OURS, lengths, left, right)
+def test_edges_equal_the_plain_forward(scorer: str, lengths: Lengths, left: int, right: int) -> None:
+    compare(scorer, PLAIN, OURS, lengths, left, right)
 
 
+@pytest.mark.parametrize("scorer", SCORERS)
 @pytest.mark.parametrize("whole", [False, True], ids=["completions masked", "everything masked"])
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_a_fully_masked_batch_is_a_connected_zero(whole: bool, lora: bool) -> None:
+def test_a_fully_masked_batch_is_a_connected_zero(whole: bool, lora: bool, scorer: str) -> None:
     ours = OURS_LORA if lora else OURS
     ids, mask, num_completion = padded([(3, 0), (2, 0)], 1, 3)
     mask = mask * 0 if whole else mask
-    logps, entropies = score(ours, make_head(bare(ours), 1.0), ids, mask, num_completion, entropy=True)
+    logps, entropies = SCORERS[scorer](ours, make_head(bare(ours), 1.0), ids, mask, num_completion, entropy=True)
     assert entropies is not None and logps.shape == (2, 3)
     assert not logps.any() and not entropies.any()
     found = gradients(ours, logps.sum() + entropies.sum())
@@ -115,11 +123,12 @@ def test_a_fully_masked_batch_is_a_connected_zero(whole: bool, lora: bool) -> No
     assert any(weight.grad is not None for weight in ours.parameters())
 
 
+@pytest.mark.parametrize("scorer", SCORERS)
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_bfloat16(lora: bool) -> None:
+def test_bfloat16(lora: bool, scorer: str) -> None:
     model, ours = prepared(lora, dtype="bfloat16")
     ids, mask, num_completion = padded([(3, 4), (2, 5)], 1, 1)
-    logps, _ = score(ours, make_head(bare(ours), TEMPERATURE), ids, mask, num_completion)
+    logps, _ = SCORERS[scorer](ours, make_head(bare(ours), TEMPERATURE), ids, mask, num_completion)
     wanted, _ = plain(model, ids, mask, num_completion)
     assert logps.dtype == torch.float32
     torch.testing.assert_close(logps, wanted, rtol=0.02, atol=0.05)
@@ -134,13 +143,13 @@ def test_the_head_sees_real_completion_positions_alone(monkeypatch: pytest.Monke
 
     original = scorer.token_log_probs
 
-    def counting(head: Any, hidden: Tensor, targets: Tensor, *rest: Any) -> Any:
+    def counting(head: Any, hidden: Tensor, targets: Tensor, *rest: Any, **options: Any) -> Any:
         seen.append(len(targets))
-        return original(head, hidden, targets, *rest)
+        return original(head, hidden, targets, *rest, **options)
 
     monkeypatch.setattr(scorer, "token_log_probs", counting)
     ids, mask, num_completion = padded([(3, 4), (2, 1)], 2, 3)
-    score(OURS, make_head(OURS, 1.0), ids, mask, num_completion)
+    score_padded(OURS, make_head(OURS, 1.0), ids, mask, num_completion)
     assert seen == [5]
 
 
@@ -152,7 +161,7 @@ def test_padding_columns_never_meet_the_model() -> None:
         widths.append(kwargs["input_ids"].size(1))
 
     handle = OURS.model.register_forward_pre_hook(watch, with_kwargs=True)
-    score(OURS, make_head(OURS, 1.0), ids, mask, num_completion)
+    score_padded(OURS, make_head(OURS, 1.0), ids, mask, num_completion)
     handle.remove()
     assert widths == [3 + 4]
 
@@ -169,3 +178,52 @@ def test_the_head_is_the_models_own() -> None:
     head = make_head(OURS, 0.5)
     assert head.weight is OURS.get_output_embeddings().weight
     assert (head.temperature, head.bias, head.scale, head.soft_cap) == (0.5, None, 1.0, None)
+
+
+# The tree
+
+
+def test_a_group_meets_the_model_once() -> None:
+    widths: list[int] = []
+    ids, mask, num_completion = padded([(3, 4), (3, 4), (3, 1)], 2, 3)
+    ids[:, :5] = ids[0, :5]
+    ids[:, 5:] = torch.tensor([[7, 8, 9, 7], [7, 9, 9, 9], [8, 0, 0, 0]]).new_zeros(3, num_completion)
+    ids[:, 5:9] = torch.tensor([[7, 8, 9, 7], [7, 9, 9, 9], [8, 0, 0, 0]])
+
+    def watch(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        widths.append(kwargs["input_ids"].numel())
+
+    handle = OURS.model.register_forward_pre_hook(watch, with_kwargs=True)
+    score_tree(OURS, make_head(OURS, 1.0), ids, mask, num_completion)
+    handle.remove()
+    # The prompt, 7, 8 9, 9 9: last tokens predict nothing, and 8 is the last of its row
+    assert widths == [3 + 1 + 2 + 2]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing(reentrant: bool) -> None:
+    model, ours = prepared(lora=True)
+    ours.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    ours.enable_input_require_grads()
+    compare("tree", model, ours.train(), [(4, 3), (4, 5), (2, 1)], 1, 1)
+
+
+def test_the_check_passes_on_a_right_tree() -> None:
+    ids, mask, num_completion = padded([(3, 4), (3, 2), (2, 5)], 1, 1)
+    check_tree(OURS, make_head(OURS, 1.0), ids, mask, num_completion)
+
+
+def test_the_check_finds_wrong_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    from grpo_ext.scoring import scorer
+
+    right = scorer.token_tree
+
+    def shifted(*args: Any) -> Any:
+        tree = right(*args)
+        tree.positions.mul_(2)
+        return tree
+
+    monkeypatch.setattr(scorer, "token_tree", shifted)
+    ids, mask, num_completion = padded([(3, 4), (3, 2), (2, 5)], 1, 1)
+    with pytest.raises(ValueError, match="differ from the plain forward"):
+        check_tree(OURS, make_head(OURS, 1.0), ids, mask, num_completion)

@@ -3,6 +3,7 @@
 import re
 import signal
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tiny_runs import early_letters, largest_difference, make, prompts, texts, w
 from torch import Tensor
 
 from grpo_ext import GRPOExtTrainer
+from grpo_ext.rewards import REWARDS
 from grpo_ext.trainer import STATE_FILE
 
 
@@ -211,6 +213,23 @@ def test_dataset_errors(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make(tiny_folder, tmp_path, dataset=dataset, **fields)
+
+
+def needs_level(completions: list[Any], level: list[int], **kwargs: Any) -> list[float]:
+    return [float(value) for value in level]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [(needs_level, "'needs_level' reads a column 'level'.*prompt"), (REWARDS["correct"], "'correct'.*'answer'")],
+    ids=["a parameter", "a mark"],
+)
+def test_a_missing_reward_column_is_named_before_training(
+    function: Any, message: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(tiny_folder, tmp_path, reward_funcs=function)
+    make(tiny_folder, tmp_path, reward_funcs=partial(needs_level, level=[1]))
 
 
 def test_output_dir_below_a_file(tiny_folder: Path, tmp_path: Path) -> None:

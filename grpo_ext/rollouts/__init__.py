@@ -1,0 +1,1 @@
+"""How the completions of a group come to be."""

@@ -1,0 +1,230 @@
+"""Attention over a token tree, as back ends behind the name a transformers model knows its attention by.
+
+A segment attends to itself causally, and all its descendants attend to it in full; both are contiguous slices, so
+no mask and no copy of shared keys is made. The pieces are joined through their log-sum-exp, and in the backward
+pass each piece is given the joined output and the joined log-sum-exp, which makes its share of the softmax exact
+(the recomputation of FlashAttention, Dao et al. 2022, algorithm 4, over blocks that are the segments).
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from grpo_ext.scoring.blocks import block_attention, block_attention_backward
+from grpo_ext.scoring.tree import Segment, TokenTree
+
+TREE_ATTENTION = "tree_or_sdpa"
+
+# Segments share a batch while the shortest fills this much of it
+LEAST_FILL = 0.75
+
+
+class TreeAttention(Protocol):
+    """Attention over one tree: calls take (N, Hq, D), (N, Hkv, D), (N, Hkv, D) and the scale of the scores."""
+
+    layers: int
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor: ...
+
+
+def batches_by_length(segments: tuple[Segment, ...]) -> list[Tensor]:
+    """Token indices of segments of about equal length, side by side.
+
+    Args:
+        segments: segments of a tree.
+
+    Returns:
+        Tensors (S, L) of token indices, -1 after the end of a segment.
+    """
+    ordered = sorted(segments, key=lambda segment: segment.stop - segment.start, reverse=True)
+    batches: list[list[Segment]] = []
+    for segment in ordered:
+        longest = batches[-1][0].stop - batches[-1][0].start if batches else 0
+        if not batches or segment.stop - segment.start < LEAST_FILL * longest:
+            batches.append([])
+        batches[-1].append(segment)
+    result = []
+    for batch in batches:
+        steps = torch.arange(batch[0].stop - batch[0].start)
+        index = torch.tensor([segment.start for segment in batch])[:, None] + steps
+        result.append(index.where(index < torch.tensor([segment.stop for segment in batch])[:, None], -1))
+    return result
+
+
+class SdpaTree:
+    """Blocks of fused attention, one batch for each length of segment and one call for each branch."""
+
+    def __init__(self, tree: TokenTree) -> None:
+        self.layers = 0
+        self.batches = [index.to(tree.ids.device) for index in batches_by_length(tree.segments)]
+        self.crossed = [segment for segment in tree.segments if segment.end > segment.stop]
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        return _Blocks.apply(query, key, value, self, scale)
+
+
+def _side_by_side(x: Tensor, index: Tensor) -> Tensor:
+    """(N, H, ...) to (S, H, L, ...)."""
+    if len(index) == 1:
+        start = int(index[0, 0])
+        return x[start : start + index.size(1)].transpose(0, 1)[None]
+    return x[index.clamp(min=0)].transpose(1, 2)
+
+
+def _across(query: Tensor, key: Tensor, value: Tensor, segment: Segment) -> tuple[Tensor, Tensor, Tensor]:
+    """A segment's keys and values under the queries of its descendants, (1, H, ..., D), without a copy."""
+    own, below = slice(segment.start, segment.stop), slice(segment.stop, segment.end)
+    return query[below].transpose(0, 1)[None], key[own].transpose(0, 1)[None], value[own].transpose(0, 1)[None]
+
+
+class _Blocks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: SdpaTree, scale: float) -> Tensor:
+        wide = torch.promote_types(query.dtype, torch.float32)
+        out = torch.empty_like(query, dtype=wide, memory_format=torch.contiguous_format)
+        lse = out.new_empty(query.shape[:2])
+        for index in plan.batches:
+            part, part_lse = block_attention(*(_side_by_side(x, index) for x in (query, key, value)), True, scale)
+            real = index >= 0
+            out[index[real]] = part.transpose(1, 2)[real].to(wide)
+            lse[index[real]] = part_lse.transpose(1, 2)[real]
+        for segment in plan.crossed:
+            below = slice(segment.stop, segment.end)
+            part, part_lse = block_attention(*_across(query, key, value, segment), False, scale)
+            other = part_lse[0].T
+            joined = torch.logaddexp(lse[below], other)
+            out[below] *= (lse[below] - joined).exp()[:, :, None]
+            out[below] += part[0].transpose(0, 1) * (other - joined).exp()[:, :, None]
+            lse[below] = joined
+        out = out.to(query.dtype)
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.plan, ctx.scale = plan, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query, key, value, out, lse = ctx.saved_tensors
+        # Sums over many segments, hence not in half precision
+        totals = [torch.empty_like(x, dtype=lse.dtype) for x in (query, key, value)]
+        for index in ctx.plan.batches:
+            real = index >= 0
+            rows = [_side_by_side(x, index) for x in (grad, query, key, value, out, lse)]
+            # exp(-inf): a query that is only padding has no weight anywhere
+            rows[0] = rows[0].masked_fill(~real[:, None, :, None], 0.0)
+            rows[5] = rows[5].masked_fill(~real[:, None], torch.inf)
+            for total, part in zip(totals, block_attention_backward(*rows, True, ctx.scale), strict=True):
+                total[index[real]] = part.transpose(1, 2)[real].to(total.dtype)
+        for segment in ctx.plan.crossed:
+            below, own = slice(segment.stop, segment.end), slice(segment.start, segment.stop)
+            above = [x[below].transpose(0, 1)[None] for x in (grad, out, lse)]
+            blocks = _across(query, key, value, segment)
+            parts = block_attention_backward(above[0], *blocks, above[1], above[2], False, ctx.scale)
+            for total, part, place in zip(totals, parts, (below, own, own), strict=True):
+                total[place] += part[0].transpose(0, 1)
+        d_query, d_key, d_value = (total.to(query.dtype) for total in totals)
+        return d_query, d_key, d_value, None, None
+
+
+class FlexTree:
+    """One call of flex attention with the two comparisons as its block mask; compiled on a GPU."""
+
+    def __init__(self, tree: TokenTree) -> None:
+        self.layers = 0
+        ends, device = tree.ends, tree.ids.device
+
+        def sees(batch: Tensor, head: Tensor, query_at: Tensor, key_at: Tensor) -> Tensor:
+            return (key_at <= query_at) & (query_at < ends[key_at])
+
+        self.mask = create_block_mask(sees, None, None, len(tree), len(tree), device=device)
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        heads = (x.transpose(0, 1)[None] for x in (query, key, value))
+        run = _compiled_flex() if query.is_cuda else flex_attention
+        return run(*heads, block_mask=self.mask, scale=scale, enable_gqa=True)[0].transpose(0, 1)
+
+
+# Attention back end of a tree
+BACKENDS: dict[str, Callable[[TokenTree], TreeAttention]] = {"sdpa": SdpaTree, "flex": FlexTree}
+
+_compiled: list[Callable[..., Tensor]] = []
+
+
+def _compiled_flex() -> Callable[..., Tensor]:
+    if not _compiled:
+        _compiled.append(torch.compile(flex_attention, dynamic=True))
+    return _compiled[0]
+
+
+def _tree_or_sdpa(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    tree: TreeAttention | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """What a layer calls: (1, H, N, D) each, out comes (1, N, Hq, D)."""
+    if tree is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    unknown = [
+        name for name in ("softcap", "s_aux", "sliding_window", "position_bias") if kwargs.get(name) is not None
+    ]
+    if unknown or (module.training and dropout):
+        raise NotImplementedError(f"asks its attention for {', '.join(unknown) or 'dropout'}")
+    tree.layers += 1
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    # Rotary embeddings may come out wider than the values
+    out = tree(q.to(v.dtype), k.to(v.dtype), v, query.size(-1) ** -0.5 if scaling is None else scaling)
+    return out[None], None
+
+
+AttentionInterface.register(TREE_ATTENTION, _tree_or_sdpa)
+AttentionMaskInterface.register(TREE_ATTENTION, sdpa_mask)
+
+
+def unsupported(config: PretrainedConfig) -> str | None:
+    """Why a model cannot be scored over a tree.
+
+    Args:
+        config: text configuration of the model.
+
+    Returns:
+        The reason, as the end of a sentence that begins with the model, or None.
+    """
+    attention = config._attn_implementation
+    if attention not in ("sdpa", TREE_ATTENTION):
+        return f"runs {attention!r} attention, and the tree stands in for 'sdpa'"
+    if getattr(config, "sliding_window", None) is not None:
+        return f"has a sliding window of {config.sliding_window}"
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    if kinds:
+        return f"has layers of the type {', '.join(sorted(kinds))}"
+    for name in ("attn_logit_softcapping", "alibi", "attention_chunk_size", "attention_dropout"):
+        if getattr(config, name, None):
+            return f"has `{name}` {getattr(config, name)}"
+    return None
+
+
+def use_tree_attention(model: PreTrainedModel) -> None:
+    """Let a model's layers attend over a tree when its call carries one, and as before when not.
+
+    Args:
+        model: causal language model for which `unsupported` found nothing.
+
+    Raises:
+        NotImplementedError: the model does not take its attention from transformers' interface.
+    """
+    model.set_attn_implementation(TREE_ATTENTION)
+    if model.config._attn_implementation != TREE_ATTENTION:
+        raise NotImplementedError("does not take its attention from transformers' AttentionInterface")

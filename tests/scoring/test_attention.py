@@ -1,0 +1,143 @@
+"""Attention over a tree against softmax under the tree's dense mask: values and gradients."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+
+from grpo_ext.models import tiny_policy
+from grpo_ext.scoring import blocks
+from grpo_ext.scoring.attention import (
+    BACKENDS,
+    TREE_ATTENTION,
+    SdpaTree,
+    batches_by_length,
+    unsupported,
+    use_tree_attention,
+)
+from grpo_ext.scoring.tree import Segment, TokenTree, token_tree
+
+WIDTH = 8
+
+tokens = st.integers(1, 3)
+rows = st.lists(
+    st.tuples(st.lists(tokens, min_size=1, max_size=6), st.lists(tokens, min_size=1, max_size=9)),
+    min_size=1,
+    max_size=8,
+)
+
+
+def tree_of(pairs: list[tuple[list[int], list[int]]]) -> TokenTree:
+    return token_tree([np.array(p) for p, _ in pairs], [np.array(c) for _, c in pairs], 9)
+
+
+def heads(tree: TokenTree, kv: int, groups: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    random = torch.Generator().manual_seed(len(tree))
+    shapes = [(len(tree), n, WIDTH) for n in (kv * groups, kv, kv)]
+    query, key, value = (torch.randn(s, generator=random, dtype=dtype).requires_grad_() for s in shapes)
+    return query, key, value
+
+
+def dense(tree: TokenTree, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    groups = query.size(1) // key.size(1)
+    key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+    scores = torch.einsum("qhd,khd->hqk", query, key) * scale
+    weights = scores.masked_fill(~tree.mask(), -torch.inf).softmax(-1)
+    return torch.einsum("hqk,khd->qhd", weights, value)
+
+
+def compare(tree: TokenTree, kv: int, groups: int) -> None:
+    inputs = heads(tree, kv, groups, torch.float64)
+    wanted = dense(tree, *inputs, 0.3)
+    found = SdpaTree(tree)(*inputs, 0.3)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    upstream = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1), dtype=wanted.dtype)
+    exact = torch.autograd.grad(wanted, inputs, upstream)
+    for ours, theirs in zip(torch.autograd.grad(found, inputs, upstream), exact, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@given(pairs=rows, kv=st.integers(1, 2), groups=st.integers(1, 3))
+@settings(max_examples=80)
+def test_fused_blocks_equal_the_dense_mask(pairs: Any, kv: int, groups: int) -> None:
+    compare(tree_of(pairs), kv, groups)
+
+
+@given(pairs=rows, kv=st.integers(1, 2), groups=st.integers(1, 3), scores=st.sampled_from([1, 7, 1 << 20]))
+@settings(max_examples=80)
+def test_plain_blocks_equal_the_dense_mask(pairs: Any, kv: int, groups: int, scores: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "fused", lambda query: False)
+        patch.setattr(blocks, "SCORES", scores)
+        compare(tree_of(pairs), kv, groups)
+
+
+@given(pairs=rows)
+@settings(max_examples=20)
+def test_flex_equals_the_dense_mask(pairs: Any) -> None:
+    tree = tree_of(pairs)
+    inputs = [x.detach() for x in heads(tree, 2, 2, torch.float32)]
+    found = BACKENDS["flex"](tree)(*inputs, 0.3)
+    torch.testing.assert_close(found, dense(tree, *inputs, 0.3), rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_stays_within_its_rounding() -> None:
+    tree = tree_of([([1, 2, 3], [1, 2, 1, 3]), ([1, 2, 3], [1, 2, 2]), ([2], [3, 3])])
+    inputs = heads(tree, 1, 2, torch.bfloat16)
+    found = SdpaTree(tree)(*inputs, 0.3)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), dense(tree, *(x.float() for x in inputs), 0.3), rtol=0.02, atol=0.02)
+
+
+def test_segments_of_about_equal_length_share_a_batch() -> None:
+    lengths = [100, 90, 76, 20, 3]
+    stops = np.cumsum(lengths).tolist()
+    segments = tuple(Segment(b - n, b, b) for n, b in zip(lengths, stops, strict=True))
+    assert [tuple(index.shape) for index in batches_by_length(segments)] == [(3, 100), (1, 20), (1, 3)]
+    together = torch.cat([index[index >= 0] for index in batches_by_length(segments)])
+    assert together.sort().values.tolist() == list(range(sum(lengths)))
+
+
+# Which models
+
+
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        (LlamaConfig(), None),
+        (Qwen3Config(), None),
+        (Qwen2Config(use_sliding_window=True, sliding_window=16), "sliding window"),
+        (MistralConfig(sliding_window=16), "sliding window"),
+        (LlamaConfig(attention_dropout=0.1), "attention_dropout"),
+        (LlamaConfig(attn_logit_softcapping=50.0), "attn_logit_softcapping"),
+        (LlamaConfig(layer_types=["full_attention", "linear_attention"], num_hidden_layers=2), "linear_attention"),
+    ],
+)
+def test_what_the_tree_does_not_serve_is_named(config: Any, word: str | None) -> None:
+    config._attn_implementation = "sdpa"
+    reason = unsupported(config)
+    assert reason is None if word is None else word in (reason or "")
+
+
+def test_eager_attention_is_named() -> None:
+    config = LlamaConfig()
+    config._attn_implementation = "eager"
+    assert "'eager'" in (unsupported(config) or "")
+
+
+def test_a_model_is_the_old_one_without_a_tree(tmp_path: Any) -> None:
+    plain, _ = tiny_policy(seed=0)
+    ours, tokenizer = tiny_policy(seed=0)
+    use_tree_attention(ours)
+    batch = tokenizer(["one", "and another"], return_tensors="pt", padding=True)
+    with torch.no_grad():
+        assert torch.equal(plain(**batch).logits, ours(**batch).logits)
+    # The name is ours alone: a saved model opens without this package
+    ours.save_pretrained(tmp_path)
+    assert TREE_ATTENTION not in (tmp_path / "config.json").read_text()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
