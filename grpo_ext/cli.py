@@ -1,6 +1,7 @@
 """The command line of a recipe: dataclass defaults < preset < YAML file < flag, and errors in one sentence."""
 
 import difflib
+import logging
 import os
 import sys
 import warnings
@@ -102,6 +103,9 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
     Args:
         main: takes the words after the command, returns an exit code.
     """
+    own = logging.getLogger("grpo_ext")
+    own.setLevel(logging.INFO)
+    own.addHandler(logging.StreamHandler(sys.stdout))
     # Libraries warn each other about names that no user of a recipe has written
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft")
     if os.environ.get("GRPO_EXT_DEBUG") == "1":

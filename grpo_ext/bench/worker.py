@@ -28,6 +28,24 @@ SIDES: dict[str, tuple[type[GRPOTrainer], type[GRPOConfig]]] = {
 COUNTED = 2
 
 
+def _attention(query: Any, key: Any, value: Any, *rest: Any, **options: Any) -> int:
+    """Q Kᵀ and P V of a causal or full block; a causal one is counted in full, as torch does on a GPU."""
+    batch, heads, length, width = query
+    return 4 * batch * heads * length * key[2] * width
+
+
+def _attention_backward(grad: Any, query: Any, key: Any, *rest: Any, **options: Any) -> int:
+    # Q Kᵀ again, dV, dP, dQ and dK
+    return 5 * _attention(query, key, None) // 2
+
+
+# torch counts the attention kernels of GPUs alone
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
 def _status(name: str) -> int:
     """A line of /proc/self/status in bytes; 0 where there is none."""
     try:
@@ -78,7 +96,7 @@ class _OnCommand(TrainerCallback):
         _forget_peak(self.args.device)
         self.steps += 1
         if self.steps == COUNTED:
-            self.flops = FlopCounterMode(display=False)
+            self.flops = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
             self.flops.__enter__()
         self._wait()
         self.started = time.perf_counter()

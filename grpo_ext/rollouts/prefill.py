@@ -19,7 +19,8 @@ def shared_prefill(model: PreTrainedModel) -> Iterator[None]:
     Args:
         model: causal language model with full attention in every layer, not wrapped.
     """
-    original = model.generate
+    # A class has its own generate, an instance may have another
+    before, original = vars(model).get("generate"), model.generate
 
     def generate(*args: Any, **kwargs: Any) -> Any:
         if not args and _is_plain(kwargs):
@@ -34,6 +35,8 @@ def shared_prefill(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         del model.generate
+        if before is not None:
+            model.generate = before  # type: ignore[method-assign]
 
 
 def _is_plain(kwargs: dict[str, Any]) -> bool:

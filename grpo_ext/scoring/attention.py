@@ -20,6 +20,8 @@ from grpo_ext.scoring.blocks import block_attention, block_attention_backward
 from grpo_ext.scoring.tree import Segment, TokenTree
 
 TREE_ATTENTION = "tree_or_sdpa"
+# Shape of the mask that goes with a tree: of four dimensions, so that the model takes it as it is and builds none
+NO_MASK = (1, 1, 1, 1)
 
 # Segments share a batch while the shortest fills this much of it
 LEAST_FILL = 0.75
@@ -141,7 +143,9 @@ class FlexTree:
         def sees(batch: Tensor, head: Tensor, query_at: Tensor, key_at: Tensor) -> Tensor:
             return (key_at <= query_at) & (query_at < ends[key_at])
 
-        self.mask = create_block_mask(sees, None, None, len(tree), len(tree), device=device)
+        # Not compiled, the mask of every pair of tokens would be made first
+        make = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
+        self.mask = make(sees, None, None, len(tree), len(tree), device=device)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         heads = (x.transpose(0, 1)[None] for x in (query, key, value))
@@ -177,6 +181,10 @@ def _tree_or_sdpa(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+    if attention_mask is None or tuple(attention_mask.shape) != NO_MASK:
+        raise NotImplementedError("changes the attention mask in its layers")
+    if query.size(-1) != value.size(-1):
+        raise NotImplementedError("has values of another width than its keys")
     unknown = [
         name for name in ("softcap", "s_aux", "sliding_window", "position_bias") if kwargs.get(name) is not None
     ]

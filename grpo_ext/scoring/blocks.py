@@ -20,13 +20,22 @@ def fused(query: Tensor) -> bool:
 
 @cache
 def _cpu_kernel_takes_groups() -> bool:
-    """Whether this torch has the kernel, and it lets several query heads share a key head."""
-    heads, shared = torch.ones(1, 2, 2, 8), torch.ones(1, 1, 2, 8)
+    """Whether this torch has the kernel, and its heads share keys in groups, forward and backward."""
+    query, key, value = (
+        torch.linspace(-1.0, 1.0, heads * 16).sin().view(1, heads, 2, 8) * heads for heads in (4, 2, 2)
+    )
+    wide = [x.repeat_interleave(2, 1) for x in (key, value)]
+    ops = torch.ops.aten
     try:
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(heads, shared, shared, 0.0, True, scale=1.0)
+        kernel = ops._scaled_dot_product_flash_attention_for_cpu
+        backward = ops._scaled_dot_product_flash_attention_for_cpu_backward
+        out, lse = kernel(query, key, value, 0.0, True, scale=1.0)
+        exact, _ = kernel(query, *wide, 0.0, True, scale=1.0)
+        _, by_key, _ = backward(out, query, key, value, out, lse, 0.0, True, scale=1.0)
+        _, by_wide, _ = backward(out, query, *wide, out, lse, 0.0, True, scale=1.0)
     except (AttributeError, RuntimeError):
         return False
-    return True
+    return torch.allclose(out, exact) and torch.allclose(by_key, by_wide.unflatten(1, (2, 2)).sum(2), atol=1e-5)
 
 
 def block_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:

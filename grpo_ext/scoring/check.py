@@ -1,4 +1,4 @@
-"""The run-time check of the tree: a few rows, scored both ways before the first use."""
+"""The run-time check of the tree: a few rows, scored over it and by the model's own logits, before the first use."""
 
 from typing import Any
 
@@ -6,40 +6,50 @@ import torch
 from torch import Tensor
 
 from grpo_ext.scoring.head import Head
-from grpo_ext.scoring.scorer import score_padded, score_tree
+from grpo_ext.scoring.scorer import score_tree
 
 ROWS = 4
 
 
 @torch.no_grad()
-def check_tree(model: Any, head: Head, input_ids: Tensor, attention_mask: Tensor, num_completion: int) -> None:
-    """Score the first rows over a tree and padded, and compare.
+def check_tree(model: Any, head: Head, input_ids: Tensor, attention_mask: Tensor, num_completion: int) -> int:
+    """Score the first rows that have a completion over a tree, and compare with the model's plain forward pass.
 
-    The mean difference of the log-probabilities may be 8 units of rounding of the model's dtype, and 1e-4 at least:
-    bfloat16 rounds the two orders of summation differently, while a wrong mask or position shifts whole nats.
+    The mean difference of the log-probabilities may be 4 units of rounding of the coarsest dtype in use, and 1e-4 at
+    least: bfloat16 rounds the two orders of summation differently, while a wrong mask or position shifts whole nats.
 
     Args:
-        model: model prepared for both ways.
+        model: model prepared for the tree.
         head: its head.
         input_ids: (B, P + T).
         attention_mask: (B, P + T).
         num_completion: T.
 
+    Returns:
+        Number of log-probabilities that were compared.
+
     Raises:
         NotImplementedError: the model's layers do not serve a tree.
-        ValueError: the two ways differ by more than rounding.
+        ValueError: the two differ by more than rounding.
     """
-    rows = slice(0, ROWS)
-    batch = (input_ids[rows], attention_mask[rows], num_completion)
-    mask = attention_mask[rows, -num_completion:].bool()
-    difference = (score_tree(model, head, *batch)[0] - score_padded(model, head, *batch)[0])[mask].abs()
-    mean = difference.mean().item() if len(difference) else 0.0
+    rows = attention_mask[:, -num_completion:].any(1).nonzero().squeeze(1)[:ROWS]
+    ids, mask = input_ids[rows], attention_mask[rows]
+    here = mask[:, -num_completion:].bool()
+    if not here.any():
+        return 0
+    logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=num_completion + 1).logits[:, :-1].float()
+    chosen = (logits / head.temperature).log_softmax(-1).gather(-1, ids[:, -num_completion:, None]).squeeze(-1)
+    found, _ = score_tree(model, head, ids, mask, num_completion)
+    mean = (found - chosen)[here].abs().mean().item()
     device = input_ids.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
-    allowed = max(8 * torch.finfo(dtype).eps, 1e-4)
+    dtypes = {weight.dtype for weight in model.parameters() if weight.is_floating_point()}
+    if torch.is_autocast_enabled(device):
+        dtypes.add(torch.get_autocast_dtype(device))
+    allowed = max(4 * max(torch.finfo(dtype).eps for dtype in dtypes), 1e-4)
     # Written so that NaN fails
     if not mean <= allowed:
         raise ValueError(
             f"Log-probabilities scored over a tree differ from the plain forward by {mean:.2g} on average, more than "
-            f"the {allowed:.2g} that {dtype} rounding explains; use scoring='padded' and report the model, please."
+            f"the {allowed:.2g} that rounding explains; use scoring='padded' and report the model, please."
         )
+    return int(here.sum())

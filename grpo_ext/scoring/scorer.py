@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from grpo_ext.scoring.attention import BACKENDS
+from grpo_ext.scoring.attention import BACKENDS, NO_MASK
 from grpo_ext.scoring.head import Head, logit_scale, token_log_probs
 from grpo_ext.scoring.tree import rows_of, token_tree
 
@@ -142,8 +142,7 @@ def score_tree(
     hidden = model(
         input_ids=tree.ids[None],
         position_ids=tree.positions[None],
-        # Four dimensions: taken as it is, and no mask is built
-        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device),
+        attention_mask=torch.ones(NO_MASK, dtype=torch.bool, device=input_ids.device),
         tree=attention,
         hidden_states_only=True,
     )[0]

@@ -38,7 +38,7 @@ class ScoredTrainer(GRPOTrainer):
             give_hidden_states(model)
         self._scorer = "padded" if self.args.scoring == "padded" else "tree"
         self._shared: SharedForward | None = None
-        self._checked = False
+        self._checked: set[int] = set()
         self._window_start = 0
         if self._scorer == "tree":
             self._prepare_tree(scored)
@@ -63,7 +63,18 @@ class ScoredTrainer(GRPOTrainer):
     def _not_a_tree(self, models: list[PreTrainedModel]) -> str | None:
         """Why the run as a whole cannot be scored over a tree, or None."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return "its weights are sharded"
+            return "has sharded weights"
+        if self.use_transformers_continuous_batching:
+            return "generates by continuous batching, which knows transformers' own attention only"
+        if self.aux_loss_enabled:
+            return "has a router loss"
+        adapters = (getattr(self.accelerator.unwrap_model(self.model), "peft_config", None) or {}).values()
+        for adapter in adapters:
+            if adapter.is_prompt_learning or getattr(adapter, "alora_invocation_tokens", None):
+                return f"has a {adapter.peft_type} adapter, which acts on rows"
+        # Rows that share a token would share its mask
+        if any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self.model.modules()):
+            return "has dropout"
         if self.accelerator.device.type != "cpu" and self.args.scoring == "auto":
             return f"runs on {self.accelerator.device.type}, where `--scoring tree` must be asked for"
         return next(
@@ -110,6 +121,8 @@ class ScoredTrainer(GRPOTrainer):
         **extra: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         if not self._scores_itself(model, compute_aux_loss, extra):
+            if self._scorer == "tree":
+                self._leave_tree("is given more than text")
             return super()._get_per_token_logps_and_entropies(
                 model,
                 input_ids,
@@ -121,7 +134,7 @@ class ScoredTrainer(GRPOTrainer):
                 **extra,
             )
         head = make_head(self._bare(model), self.temperature, self.args.cast_lm_head_to_fp32)
-        if self._scorer == "tree" and not self._checked:
+        if self._scorer == "tree" and id(self._bare(model)) not in self._checked:
             self._check_tree(model, head, input_ids, attention_mask, logits_to_keep)
         if self._scorer == "padded":
             logps, entropies = self._score_padded(
@@ -151,10 +164,11 @@ class ScoredTrainer(GRPOTrainer):
     def _score_packs(
         self, model: Any, head: Head, ids: Tensor, mask: Tensor, keep: int, size: int | None, entropy: bool
     ) -> Scores:
-        """Rows that need no gradient, in as few packs as the budget asks for, whole groups together."""
+        """Rows that need no gradient, in as few packs as the budget asks for, whole groups where they fit."""
         packs = math.ceil(self._packed(ids, mask, keep) / self._budget((size or len(ids)) * ids.size(1)))
         group = self.num_generations if self.model.training else self.num_generations_eval
-        size = math.ceil(len(ids) / max(packs, 1) / group) * group
+        size = math.ceil(len(ids) / max(packs, 1))
+        size = math.ceil(size / group) * group if size >= group else size
         starts = range(0, len(ids), size)
         return _joined(
             [self._score("tree", model, head, ids[i : i + size], mask[i : i + size], keep, entropy) for i in starts]
@@ -163,6 +177,7 @@ class ScoredTrainer(GRPOTrainer):
     def _score_shared(self, model: Any, head: Head, ids: Tensor, mask: Tensor, keep: int) -> Scores:
         """The policy's own pass, shared by as many of the coming micro-batches as the budget allows."""
         if self._shared is None or not self._shared.is_next(ids):
+            self._finish_shared()
             self._shared = self._forward_ahead(model, head, ids, mask, keep)
         values, others = self._shared.take()
         return values[0], (values + others)[1]
@@ -219,15 +234,28 @@ class ScoredTrainer(GRPOTrainer):
         # DDP reduces gradients in the pass whose forward it saw last, so there each micro-batch keeps its own
         if self.accelerator.sync_gradients or self.accelerator.num_processes > 1:
             left = 1
-        found = [_rows(part) for part in self._buffered_inputs[at : at + left]]
+        found = [_rows(part) for part in self._buffered_inputs[at : at + max(left, 1)]]
         return found if found and torch.equal(found[0]["ids"], ids) else []
+
+    def _finish_shared(self) -> None:
+        if self._shared is not None and self._shared.pending:
+            self._shared = None
+            raise RuntimeError(
+                "A forward pass that several micro-batches share was left before the last of them, so gradients would "
+                "be lost; where micro-batches change between their forward passes, use scoring='padded'."
+            )
+        self._shared = None
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
             self._window_start = self._step
-            self._shared = None
+            self._finish_shared()
         return loss
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._shared, self._window_start = None, self._step
+        return super().train(*args, **kwargs)
 
     # Packs
 
@@ -240,20 +268,22 @@ class ScoredTrainer(GRPOTrainer):
         return self.args.scoring_tokens or max(padded_tokens, 1)
 
     def _check_tree(self, model: Any, head: Head, ids: Tensor, mask: Tensor, keep: int) -> None:
-        self._checked = True
+        # A micro-batch may be a single row; with those that follow there are rows that share a prompt
+        parts = (self._coming(ids) if self.model.training else []) or [{"ids": ids, "mask": mask}]
+        ids, mask = _column(parts, "ids"), _column(parts, "mask")
         try:
             with self.accelerator.autocast():
-                check_tree(model, head, ids, mask, keep)
+                compared = check_tree(model, head, ids, mask, keep)
         except NotImplementedError as error:
             self._leave_tree(str(error))
             return
+        if not compared:
+            return
         packed = self._packed(ids, mask, keep)
-        logger.info(
-            "Scoring: tree, %s tokens where padded rows have %s (%.1fx).",
-            f"{packed:,}",
-            f"{ids.numel():,}",
-            ids.numel() / max(packed, 1),
-        )
+        if not self._checked:
+            saved = ids.numel() / max(packed, 1)
+            logger.info("Scoring: tree, %s tokens for the %s of padded rows (%.1fx).", packed, ids.numel(), saved)
+        self._checked.add(id(self._bare(model)))
 
 
 def _rows(part: dict[str, Any]) -> dict[str, Tensor]:

@@ -55,6 +55,11 @@ class SharedForward:
         """Rows of a micro-batch."""
         return slice(part * self._size, (part + 1) * self._size)
 
+    @property
+    def pending(self) -> bool:
+        """Whether some micro-batches were handed out and others were not."""
+        return 0 < self._next < self.parts
+
     def is_next(self, inputs: Tensor) -> bool:
         """Whether a batch is the micro-batch whose turn it is.
 

@@ -74,3 +74,12 @@ def test_generate_is_the_models_own_again_after_an_error() -> None:
     with pytest.raises(RuntimeError), shared_prefill(model):
         raise RuntimeError
     assert "generate" not in vars(model)
+
+
+def test_an_instances_own_generate_is_put_back() -> None:
+    model, _ = tiny_policy(seed=0)
+    own = model.generate
+    model.generate = own
+    with shared_prefill(model), shared_prefill(model):
+        pass
+    assert vars(model)["generate"] is own

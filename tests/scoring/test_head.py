@@ -44,12 +44,15 @@ def assert_close(found: Tensor, wanted: Tensor) -> None:
     cap=st.sampled_from([0.0, 3.0, 30.0]),
     with_bias=st.booleans(),
     entropy=st.booleans(),
+    frozen=st.booleans(),
 )
 def test_values_and_gradients(
-    rows: int, chunk: int, temperature: float, scale: float, cap: float, with_bias: bool, entropy: bool
+    rows: int, chunk: int, temperature: float, scale: float, cap: float, with_bias: bool, entropy: bool, frozen: bool
 ) -> None:
     hidden, weight, bias, targets, u, v = inputs(rows)
-    leaves = [hidden, weight, *([bias] if with_bias else [])]
+    if frozen:
+        weight, bias = weight.detach(), bias.detach()
+    leaves = [leaf for leaf in (hidden, weight, *([bias] if with_bias else [])) if leaf.requires_grad]
     head = Head(weight, bias if with_bias else None, temperature, scale, cap or None)
     chosen, bits = token_log_probs(head, hidden, targets, entropy, chunk)
     assert chosen.shape == (rows,) and chosen.dtype == torch.float32
@@ -57,16 +60,29 @@ def test_values_and_gradients(
     total = (chosen * u).sum() + (0.0 if bits is None else (bits * v).sum())
     found = torch.autograd.grad(total, leaves)
 
-    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    exact = [leaf.detach().double().requires_grad_() for leaf in (hidden, weight, bias)]
     log_probs, entropies = reference(
         exact[0], exact[1], exact[2] if with_bias else None, targets, temperature, scale, cap
     )
-    wanted = torch.autograd.grad((log_probs * u).sum() + ((entropies * v).sum() if entropy else 0.0), exact)
+    loss = (log_probs * u).sum() + ((entropies * v).sum() if entropy else 0.0)
+    wanted = torch.autograd.grad(loss, exact[: len(leaves)])
     assert_close(chosen, log_probs)
     if bits is not None:
         assert_close(bits, entropies)
     for one, other in zip(found, wanted, strict=True):
         assert_close(one, other)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_entropies_may_be_left_out_of_the_gradient(frozen: bool) -> None:
+    hidden, weight, _, targets, u, _ = inputs(5)
+    weight.requires_grad_(not frozen)
+    chosen, bits = token_log_probs(Head(weight, None), hidden, targets, True, chunk=2, entropy_gradient=False)
+    assert bits is not None and not bits.requires_grad
+    log_probs, entropies = reference(hidden, weight, None, targets, 1.0, 1.0, 0.0)
+    assert_close(bits, entropies)
+    (found,), (wanted,) = (torch.autograd.grad((x * u).sum(), hidden) for x in (chosen, log_probs))
+    assert_close(found, wanted)
 
 
 def test_chunks_give_the_same_without_a_graph() -> None:

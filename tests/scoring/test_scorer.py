@@ -210,7 +210,9 @@ def test_gradient_checkpointing(reentrant: bool) -> None:
 
 def test_the_check_passes_on_a_right_tree() -> None:
     ids, mask, num_completion = padded([(3, 4), (3, 2), (2, 5)], 1, 1)
-    check_tree(OURS, make_head(OURS, 1.0), ids, mask, num_completion)
+    assert check_tree(OURS, make_head(OURS, 1.0), ids, mask, num_completion) == 4 + 2 + 5
+    mask[:, -num_completion:] = 0
+    assert check_tree(OURS, make_head(OURS, 1.0), ids, mask, num_completion) == 0
 
 
 def test_the_check_finds_wrong_positions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PromptTuningConfig, get_peft_model
 from tiny_runs import QUIET, early_letters, largest_difference, make, policy, prompts, weights
 
 from grpo_ext import GRPOExtConfig, GRPOExtTrainer
-from grpo_ext.models import tiny_tokenizer
+from grpo_ext.models import tiny_policy, tiny_tokenizer
+from grpo_ext.models.policy import add_lora
 from grpo_ext.trainer.shared import SharedForward
 
 
@@ -43,12 +45,12 @@ def test_a_micro_batch_that_left_no_gradient_counts_as_zero() -> None:
     assert weight.grad is not None and weight.grad.tolist() == [0.0, 3.0]
 
 
-def passes(trainer: GRPOExtTrainer) -> list[int]:
-    """Tokens of each pass with gradients, in the order in which they happen."""
+def passes(trainer: GRPOExtTrainer, gradient: bool = True) -> list[int]:
+    """Tokens of each pass with gradients, or of each without, in the order in which they happen."""
     seen: list[int] = []
 
     def watch(module: Any, inputs: Any, output: Any) -> None:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() == gradient:
             seen.append(inputs[0].numel())
 
     trainer.model.get_input_embeddings().register_forward_hook(watch)
@@ -76,6 +78,30 @@ def test_the_budget_bounds_a_pass(tiny_folder: Path, tmp_path: Path) -> None:
     seen = passes(trainer)
     trainer.train()
     assert len(seen) == 4 * trainer.state.global_step
+
+
+@pytest.mark.parametrize(("tokens", "most"), [(10**6, 10**6), (30, 40), (1, 20)])
+def test_the_budget_bounds_passes_without_gradient(tokens: int, most: int, tiny_folder: Path, tmp_path: Path) -> None:
+    run = {**RUN, "lora": True, "beta": 0.04, "scoring_tokens": tokens, "max_steps": 1}
+    trainer = make(tiny_folder, tmp_path, GRPOExtTrainer, **run)
+    seen: list[int] = []
+    score = trainer._score
+    trainer._score = lambda *args: (seen.append(trainer._packed(*args[3:6])), score(*args))[1]
+    trainer.train()
+    # The longest prompt and completion of a row have 22 and 8 tokens; packs are even in rows, not in tokens
+    assert max(seen) <= max(most, 22 + 8)
+
+
+def test_a_pass_that_is_left_early_is_an_error(tiny_folder: Path, tmp_path: Path) -> None:
+    class Meddling(GRPOExtTrainer):
+        def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+            if self._step == 1:
+                inputs = {**inputs, "completion_ids": inputs["completion_ids"].flip(0)}
+            return super()._compute_loss(model, inputs)
+
+    trainer = make(tiny_folder, tmp_path, Meddling, **RUN, scoring_tokens=10**6)
+    with pytest.raises(RuntimeError, match=r"gradients would be lost.*scoring='padded'"):
+        trainer.train()
 
 
 @pytest.mark.parametrize("tokens", [1, 40, 10**6])
@@ -142,6 +168,23 @@ def test_the_log_names_the_path_once(tiny_folder: Path, tmp_path: Path, caplog: 
     make(tiny_folder, tmp_path, GRPOExtTrainer, **RUN).train()
     lines = [record.getMessage() for record in caplog.records if record.name == "grpo_ext"]
     assert len(lines) == 1 and lines[0].startswith("Scoring: tree, ") and lines[0].endswith("x).")
+
+
+def adapter(kind: str) -> Any:
+    model, _ = tiny_policy(seed=0)
+    if kind == "dropout":
+        return add_lora(model, 4, lora_dropout=0.1)
+    return get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("dropout", "has dropout"), ("prompt", "PROMPT_TUNING adapter")])
+def test_adapters_that_the_tree_does_not_serve(
+    kind: str, reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="grpo_ext")
+    config = GRPOExtConfig(output_dir=str(tmp_path), **{**QUIET, **RUN})
+    GRPOExtTrainer(adapter(kind), early_letters, config, prompts(), processing_class=tiny_tokenizer())
+    assert "Scoring: padded, because LlamaForCausalLM" in caplog.text and reason in caplog.text
 
 
 def eager(folder: Path, out: Path, **fields: Any) -> GRPOExtTrainer:
