@@ -1,5 +1,6 @@
 """Everything private of TRL that we touch, each with its reason and the condition under which it may go."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,24 +12,22 @@ from trl.trainer.utils import nanmax, nanmin
 __all__ = ["nanmax", "nanmin", "regroup"]
 
 
-def regroup(buffered: list[dict], keys: Tensor, num_parts: int) -> list[dict]:
+def regroup(buffered: list[dict], keys: Tensor, num_parts: int, order: Sequence[int] | None = None) -> list[dict]:
     """Put the rows of each group next to each other again after TRL's shuffle.
 
     TRL shuffles the rows of a generation batch before it splits them into micro-batches, which scatters each group.
-    Groups come back in the shuffled order of their first row, so which groups meet in a micro-batch stays random. It
-    may go when TRL keeps groups together.
+    It may go when TRL keeps groups together.
 
     Args:
         buffered: TRL's micro-batches; tensors and lists with a row a completion, or values without rows.
         keys: (R,) group of each row over all micro-batches, in their order.
         num_parts: number of micro-batches.
+        order: order of the groups; None is the shuffled order of their first rows.
 
     Returns:
         As many micro-batches of the same sizes with the same rows.
     """
-    order_of: dict[int, int] = {}
-    for key in keys.tolist():
-        order_of.setdefault(key, len(order_of))
+    order_of = {key: place for place, key in enumerate(dict.fromkeys(keys.tolist() if order is None else order))}
     position = torch.tensor([order_of[key] for key in keys.tolist()])
     permutation = torch.argsort(position, stable=True)
     size = len(keys) // num_parts

@@ -114,24 +114,23 @@ def _with_slopes(
     """(chosen, entropy) of (N,) and the (N, H) derivatives of chosen and, with `slope`, of the entropy."""
     z = head.logits(hidden)
     at = targets.unsqueeze(-1)
-    total = z.logsumexp(-1, keepdim=True)
-    chosen = (z.gather(-1, at) - total).squeeze(-1)
-    p = (z - total).exp_()
-    bits = total.squeeze(-1) - torch.linalg.vecdot(p, z) if entropy else chosen.new_zeros(len(chosen))
+    bend = None if head.soft_cap is None else 1.0 - (z * (head.temperature / head.soft_cap)) ** 2
+    log_p = z.sub_(z.logsumexp(-1, keepdim=True))
+    chosen = log_p.gather(-1, at).squeeze(-1)
+    p = log_p.exp()
+    bits = -torch.linalg.vecdot(p, log_p) if entropy else chosen.new_zeros(len(chosen))
 
     weight = head.weight.float() if head.in_float32 else head.weight
     factor = head.scale / head.temperature
-    bend = None if head.soft_cap is None else 1.0 - (z * (head.temperature / head.soft_cap)) ** 2
 
     def down(by_logits: Tensor) -> Tensor:
         by_logits = by_logits if bend is None else by_logits * bend
         return (by_logits.to(weight.dtype) @ weight).float() * factor
 
-    own = weight[targets].float() * factor
-    own = own if bend is None else own * bend.gather(-1, at)
-    directions = [own - down(p)]
-    if slope:
-        directions.append(-down(p * (z - total + bits.unsqueeze(-1))))
+    directions = [-down(p * (log_p + bits.unsqueeze(-1)))] if slope else []
+    # The difference comes before any rounding: for a sure token p is 1 in bfloat16, and 1 - p would be lost
+    by_logits = p.neg_().scatter_add_(-1, at, torch.ones_like(chosen).unsqueeze(-1))
+    directions.insert(0, down(by_logits))
     return (chosen, bits), tuple(direction.to(hidden.dtype) for direction in directions)
 
 

@@ -17,6 +17,7 @@ from grpo_ext.ops.kl import KL_CONTROLLERS
 from grpo_ext.ops.masking import masked_sum
 from grpo_ext.rewards.checked import checked
 from grpo_ext.trainer.advantages import AdvantageTrainer
+from grpo_ext.trainer.shared import balanced_order
 
 STATE_FILE = "grpo_ext_state.json"
 
@@ -71,7 +72,8 @@ class GRPOExtTrainer(AdvantageTrainer):
 
     def _regrouped(self, window: list[dict[str, Any]]) -> list[dict[str, Any]]:
         keys = torch.cat([part["group_ids"] for part in window])
-        return compat.regroup(window, keys, len(window))
+        tokens = torch.cat([part["completion_mask"].sum(1) for part in window])
+        return compat.regroup(window, keys, len(window), balanced_order(keys, tokens))
 
     def _may_regroup(self, buffered: list[dict[str, Any]]) -> bool:
         """Whether the loss of an optimiser step is the same however its rows are split into micro-batches."""

@@ -11,6 +11,25 @@ import torch
 from torch import Tensor
 
 
+def balanced_order(keys: Tensor, tokens: Tensor) -> list[int]:
+    """Groups in an order in which neighbours together have about equally many tokens: long and short in turn.
+
+    Args:
+        keys: (R,) group of each row.
+        tokens: (R,) tokens of each row.
+
+    Returns:
+        The groups.
+    """
+    totals: dict[int, int] = {}
+    for key, count in zip(keys.tolist(), tokens.tolist(), strict=True):
+        totals[key] = totals.get(key, 0) + count
+    falling = sorted(totals, key=lambda key: totals[key], reverse=True)
+    half = len(falling) // 2
+    pairs = zip(falling[:half], reversed(falling[len(falling) - half :]), strict=True)
+    return [key for pair in pairs for key in pair] + falling[half : len(falling) - half]
+
+
 class _Rest(torch.autograd.Function):
     """Values of the last micro-batch; its backward adds the gradients that the others have left."""
 

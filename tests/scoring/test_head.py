@@ -26,7 +26,7 @@ def reference(
 ) -> tuple[Tensor, Tensor]:
     z = scale * (hidden @ weight.T + (0.0 if bias is None else bias))
     z = z if cap == 0.0 else cap * torch.tanh(z / cap)
-    distribution = torch.distributions.Categorical(logits=z / temperature)
+    distribution = torch.distributions.Categorical(logits=z / temperature, validate_args=False)
     return distribution.log_prob(targets), distribution.entropy()
 
 

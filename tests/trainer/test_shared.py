@@ -12,7 +12,7 @@ from tiny_runs import QUIET, early_letters, largest_difference, make, policy, pr
 from grpo_ext import GRPOExtConfig, GRPOExtTrainer
 from grpo_ext.models import tiny_policy, tiny_tokenizer
 from grpo_ext.models.policy import add_lora
-from grpo_ext.trainer.shared import SharedForward
+from grpo_ext.trainer.shared import SharedForward, balanced_order
 
 
 def test_gradients_are_those_of_separate_passes() -> None:
@@ -43,6 +43,14 @@ def test_a_micro_batch_that_left_no_gradient_counts_as_zero() -> None:
     assert others[0].tolist() == [0.0]
     shared.take()[0][0].sum().backward()
     assert weight.grad is not None and weight.grad.tolist() == [0.0, 3.0]
+
+
+def test_long_and_short_groups_take_turns() -> None:
+    keys = torch.tensor([0, 1, 2, 3, 4, 0, 1])
+    tokens = torch.tensor([1, 5, 9, 2, 4, 2, 5])
+    # 10, 9, 4, 3 and 2 tokens
+    assert balanced_order(keys, tokens) == [1, 3, 2, 0, 4]
+    assert balanced_order(keys[:1], tokens[:1]) == [0]
 
 
 def passes(trainer: GRPOExtTrainer, gradient: bool = True) -> list[int]:
