@@ -94,6 +94,18 @@ def test_bfloat16_stays_within_its_rounding() -> None:
     torch.testing.assert_close(found.float(), dense(tree, *(x.float() for x in inputs), 0.3), rtol=0.02, atol=0.02)
 
 
+def test_padding_of_a_batch_never_overflows() -> None:
+    # Two segments share a batch, and the shorter one is filled up with token 0, whose scores are its own
+    tree = tree_of([([1], [1, 2, 1, 2, 1, 2, 1]), ([2], [1, 2, 1, 2, 1, 2])])
+    assert [tuple(index.shape) for index in SdpaTree(tree).batches] == [(2, 7)]
+    inputs = [(x.detach() * 0 + 40.0).requires_grad_() for x in heads(tree, 1, 1, torch.float32)]
+    with torch.no_grad():
+        inputs[1][0] = -40.0
+    found = SdpaTree(tree)(*inputs, 1.0)
+    for gradient in torch.autograd.grad(found.sum(), inputs):
+        assert gradient.isfinite().all()
+
+
 def test_segments_of_about_equal_length_share_a_batch() -> None:
     lengths = [100, 90, 76, 20, 3]
     stops = np.cumsum(lengths).tolist()

@@ -168,7 +168,8 @@ def test_dead_rows_count_under_a_kl_term(tiny_folder: Path, tmp_path: Path) -> N
     trainer = make(tiny_folder, tmp_path, GRPOExtTrainer, nothing, **RUN, beta=0.04)
     seen = passes(trainer)
     trainer.train()
-    assert min(seen) > 1
+    # More than the two tokens of a connection
+    assert min(seen) > 2
 
 
 def test_the_log_names_the_path_once(tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
