@@ -15,8 +15,9 @@ ROWS = 4
 def check_tree(model: Any, head: Head, input_ids: Tensor, attention_mask: Tensor, num_completion: int) -> int:
     """Score the first rows that have a completion over a tree, and compare with the model's plain forward pass.
 
-    The mean difference of the log-probabilities may be 4 units of rounding of the coarsest dtype in use, and 1e-4 at
-    least: bfloat16 rounds the two orders of summation differently, while a wrong mask or position shifts whole nats.
+    The mean difference of the log-probabilities may be 4 units of rounding of the coarsest dtype in use, relative to
+    their mean size where that is above 1 nat, and 1e-4 at least: bfloat16 rounds the two orders of summation
+    differently, while a wrong mask or position shifts whole nats.
 
     Args:
         model: model prepared for the tree.
@@ -45,7 +46,8 @@ def check_tree(model: Any, head: Head, input_ids: Tensor, attention_mask: Tensor
     dtypes = {weight.dtype for weight in model.parameters() if weight.is_floating_point()}
     if torch.is_autocast_enabled(device):
         dtypes.add(torch.get_autocast_dtype(device))
-    allowed = max(4 * max(torch.finfo(dtype).eps for dtype in dtypes), 1e-4)
+    size = max(chosen[here].abs().mean().item(), 1.0)
+    allowed = max(4 * max(torch.finfo(dtype).eps for dtype in dtypes), 1e-4) * size
     # Written so that NaN fails
     if not mean <= allowed:
         raise ValueError(
