@@ -63,7 +63,7 @@ class GRPOExtConfig(GRPOConfig):
     )
     scoring_tokens: int | None = field(
         default=None,
-        metadata={"help": "Tokens that one packed pass may hold; unset: those of a padded micro-batch."},
+        metadata={"help": "Tokens that one packed pass may hold; unset: 1.25 times those of a padded micro-batch."},
     )
 
     def __post_init__(self) -> None:

@@ -55,10 +55,15 @@ def synthetic(
     lengths = random.lognormal(np.log(mean) - sigma**2 / 2, sigma, prompts * group_size)
     lengths = np.clip(lengths.astype(int), 1, cap)
     lengths[random.integers(len(lengths))] = cap
-    ids = lambda n: random.integers(FIRST_TOKEN, vocabulary, n).tolist()  # noqa: E731
-    all_prompts, completions = [], []
+
+    def ids(count: int) -> list[int]:
+        return [int(token) for token in random.integers(FIRST_TOKEN, vocabulary, count)]
+
+    all_prompts: list[list[int]] = []
+    completions: list[list[int]] = []
     for group in range(prompts):
-        prompt, earlier = ids(prompt_length), []
+        prompt = ids(prompt_length)
+        earlier: list[list[int]] = []
         for length in lengths[group * group_size : (group + 1) * group_size]:
             kept = int(shared * length) if earlier else 0
             # Only an earlier completion that is long enough has a beginning to share

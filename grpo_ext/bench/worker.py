@@ -1,6 +1,9 @@
 """One side of the step benchmark, in a process of its own: optimiser steps on given rollouts, on command."""
 
+import ctypes
+import gc
 import os
+import platform
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -62,6 +65,13 @@ def _forget_peak(device: str) -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
+def _give_back_memory() -> None:
+    """Hand freed memory back to the system, which the waiting side would hold on to while the other one works."""
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _peak(device: str) -> int:
     return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
 
@@ -114,6 +124,7 @@ class _OnCommand(TrainerCallback):
             self.flops.__exit__(None, None, None)
             report["flops"] = self.flops.get_total_flops()
             self.flops = None
+        _give_back_memory()
         self.connection.send(report)
 
     def _wait(self) -> None:
@@ -130,6 +141,8 @@ def load(args: Any) -> tuple[Any, Any]:
     Returns:
         Model and tokenizer.
     """
+    # The adapter's first factor is drawn, and must be the same on both sides
+    torch.manual_seed(0)
     if args.model not in SHAPES:
         return load_policy(resolve_model(args.model), dtype=args.dtype, lora_r=args.lora_r, device=args.device)
     dtype = DTYPES[args.dtype]

@@ -27,16 +27,18 @@ def shared_prefill(model: PreTrainedModel) -> Iterator[None]:
             ids, mask = kwargs["input_ids"], kwargs["attention_mask"]
             different, row = torch.unique(torch.cat([ids, mask], 1), dim=0, return_inverse=True)
             if len(different) < len(ids):
-                kwargs["past_key_values"] = _prefill(model, *different.split(ids.size(1), 1), row)
+                kwargs["past_key_values"] = _prefill(
+                    model, different[:, : ids.size(1)], different[:, ids.size(1) :], row
+                )
         return original(*args, **kwargs)
 
-    model.generate = generate  # type: ignore[method-assign]
+    model.generate = generate
     try:
         yield
     finally:
         del model.generate
         if before is not None:
-            model.generate = before  # type: ignore[method-assign]
+            model.generate = before
 
 
 def _is_plain(kwargs: dict[str, Any]) -> bool:

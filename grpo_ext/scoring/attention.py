@@ -7,6 +7,7 @@ pass each piece is given the joined output and the joined log-sum-exp, which mak
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -92,13 +93,15 @@ class _Blocks(torch.autograd.Function):
         out = torch.empty_like(query, dtype=wide, memory_format=torch.contiguous_format)
         lse = out.new_empty(query.shape[:2])
         for index in plan.batches:
-            part, part_lse = block_attention(*(_side_by_side(x, index) for x in (query, key, value)), True, scale)
+            q, k, v = (_side_by_side(x, index) for x in (query, key, value))
+            part, part_lse = block_attention(q, k, v, True, scale)
             real = index >= 0
             out[index[real]] = part.transpose(1, 2)[real].to(wide)
             lse[index[real]] = part_lse.transpose(1, 2)[real]
         for segment in plan.crossed:
             below = slice(segment.stop, segment.end)
-            part, part_lse = block_attention(*_across(query, key, value, segment), False, scale)
+            q, k, v = _across(query, key, value, segment)
+            part, part_lse = block_attention(q, k, v, False, scale)
             other = part_lse[0].T
             joined = torch.logaddexp(lse[below], other)
             out[below] *= (lse[below] - joined).exp()[:, :, None]
@@ -116,17 +119,16 @@ class _Blocks(torch.autograd.Function):
         totals = [torch.empty_like(x, dtype=lse.dtype) for x in (query, key, value)]
         for index in ctx.plan.batches:
             real = index >= 0
-            rows = [_side_by_side(x, index) for x in (grad, query, key, value, out, lse)]
+            g, q, k, v, o, s = (_side_by_side(x, index) for x in (grad, query, key, value, out, lse))
             # exp(-inf): a query that is only padding has no weight anywhere
-            rows[0] = rows[0].masked_fill(~real[:, None, :, None], 0.0)
-            rows[5] = rows[5].masked_fill(~real[:, None], torch.inf)
-            for total, part in zip(totals, block_attention_backward(*rows, True, ctx.scale), strict=True):
+            g, s = g.masked_fill(~real[:, None, :, None], 0.0), s.masked_fill(~real[:, None], torch.inf)
+            for total, part in zip(totals, block_attention_backward(g, q, k, v, o, s, True, ctx.scale), strict=True):
                 total[index[real]] = part.transpose(1, 2)[real].to(total.dtype)
         for segment in ctx.plan.crossed:
             below, own = slice(segment.stop, segment.end), slice(segment.start, segment.stop)
-            above = [x[below].transpose(0, 1)[None] for x in (grad, out, lse)]
-            blocks = _across(query, key, value, segment)
-            parts = block_attention_backward(above[0], *blocks, above[1], above[2], False, ctx.scale)
+            g, o, s = (x[below].transpose(0, 1)[None] for x in (grad, out, lse))
+            q, k, v = _across(query, key, value, segment)
+            parts = block_attention_backward(g, q, k, v, o, s, False, ctx.scale)
             for total, part, place in zip(totals, parts, (below, own, own), strict=True):
                 total[place] += part[0].transpose(0, 1)
         d_query, d_key, d_value = (total.to(query.dtype) for total in totals)
@@ -149,20 +151,23 @@ class FlexTree:
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         heads = (x.transpose(0, 1)[None] for x in (query, key, value))
-        run = _compiled_flex() if query.is_cuda else flex_attention
+        run = _compiled_flex() if query.is_cuda else _flex
         return run(*heads, block_mask=self.mask, scale=scale, enable_gqa=True)[0].transpose(0, 1)
 
 
 # Attention back end of a tree
 BACKENDS: dict[str, Callable[[TokenTree], TreeAttention]] = {"sdpa": SdpaTree, "flex": FlexTree}
 
-_compiled: list[Callable[..., Tensor]] = []
+
+def _flex(*heads: Tensor, **options: Any) -> Any:
+    return flex_attention(*heads, **options)
 
 
+@cache
 def _compiled_flex() -> Callable[..., Tensor]:
-    if not _compiled:
-        _compiled.append(torch.compile(flex_attention, dynamic=True))
-    return _compiled[0]
+    """Compiled once, for trees of every length."""
+    compiled: Callable[..., Tensor] = torch.compile(_flex, dynamic=True)
+    return compiled
 
 
 def _tree_or_sdpa(

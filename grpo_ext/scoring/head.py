@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
-CHUNK_TOKENS = 1024
+# Logits that exist at a time, 128 MB in float32
+CHUNK_LOGITS = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ class _Frozen(torch.autograd.Function):
             values.append(value)
             directions.append(direction)
         ctx.save_for_backward(*(torch.cat(column) for column in zip(*directions, strict=True)))
-        return tuple(torch.cat(column) for column in zip(*values, strict=True))
+        chosen, bits = (torch.cat(column) for column in zip(*values, strict=True))
+        return chosen, bits
 
     @staticmethod
     def backward(ctx: Any, by_chosen: Tensor, by_entropy: Tensor) -> tuple[Tensor | None, ...]:
@@ -139,7 +141,7 @@ def token_log_probs(
     hidden: Tensor,
     targets: Tensor,
     entropy: bool = False,
-    chunk: int = CHUNK_TOKENS,
+    chunk: int | None = None,
     entropy_gradient: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """log π(target) = z_target − log Σ exp z and H = −Σ p log p, at each position.
@@ -149,12 +151,13 @@ def token_log_probs(
         hidden: (N, H) hidden states.
         targets: (N,) token ids.
         entropy: whether to compute H.
-        chunk: positions whose (chunk, V) logits exist at a time.
+        chunk: positions whose (chunk, V) logits exist at a time; None goes by the size of the vocabulary.
         entropy_gradient: whether H is differentiated too.
 
     Returns:
         (N,) log-probabilities and (N,) entropies or None, float32, with gradients.
     """
+    chunk = chunk or max(CHUNK_LOGITS // len(head.weight), 1)
     frozen = not any(w is not None and w.requires_grad for w in (head.weight, head.bias))
     if torch.is_grad_enabled() and hidden.requires_grad and frozen:
         slope = entropy and entropy_gradient

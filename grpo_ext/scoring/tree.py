@@ -5,7 +5,7 @@ comparisons are the whole mask. A run of tokens with equal `ends` has no branch 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -48,9 +48,8 @@ class TokenTree:
 
     def to(self, device: torch.device) -> "TokenTree":
         """The same tree with its tensors on a device."""
-        moved = (t.to(device) for t in (self.ids, self.positions, self.ends))
-        predictions = (t.to(device) for t in (self.predictors, self.targets, self.slots))
-        return TokenTree(*moved, self.segments, *predictions)
+        tensors = ("ids", "positions", "ends", "predictors", "targets", "slots")
+        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
 
     def mask(self) -> Tensor:
         """The (N, N) mask, True where the row attends to the column; for tests and small packs."""

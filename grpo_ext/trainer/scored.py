@@ -264,8 +264,8 @@ class ScoredTrainer(GRPOTrainer):
         return len(token_tree(*rows_of(ids, mask, keep), keep))
 
     def _budget(self, padded_tokens: int) -> int:
-        """Tokens that a pack may hold: no more than a padded micro-batch of this run would."""
-        return self.args.scoring_tokens or max(padded_tokens, 1)
+        """Tokens that a pack may hold: by default a quarter more than a padded micro-batch, which saves its logits."""
+        return self.args.scoring_tokens or padded_tokens + padded_tokens // 4
 
     def _check_tree(self, model: Any, head: Head, ids: Tensor, mask: Tensor, keep: int) -> None:
         # A micro-batch may be a single row; with those that follow there are rows that share a prompt

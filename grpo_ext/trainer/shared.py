@@ -46,8 +46,9 @@ class _Rest(torch.autograd.Function):
             total = torch.zeros(shape, dtype=dtype, device=device)
             total[shared.rows(shared.parts - 1)] = last
             for part, leaves in enumerate(shared.leaves):
-                if leaves[column].grad is not None:
-                    total[shared.rows(part)] = leaves[column].grad
+                left = leaves[column].grad
+                if left is not None:
+                    total[shared.rows(part)] = left
             totals.append(total)
         shared.leaves.clear()
         return None, *totals
