@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -150,17 +150,17 @@ class FlexTree:
         self.mask = make(sees, None, None, len(tree), len(tree), device=device)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        heads = (x.transpose(0, 1)[None] for x in (query, key, value))
+        q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
         run = _compiled_flex() if query.is_cuda else _flex
-        return run(*heads, block_mask=self.mask, scale=scale, enable_gqa=True)[0].transpose(0, 1)
+        return run(q, k, v, self.mask, scale)[0].transpose(0, 1)
 
 
 # Attention back end of a tree
 BACKENDS: dict[str, Callable[[TokenTree], TreeAttention]] = {"sdpa": SdpaTree, "flex": FlexTree}
 
 
-def _flex(*heads: Tensor, **options: Any) -> Any:
-    return flex_attention(*heads, **options)
+def _flex(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float) -> Tensor:
+    return flex_attention(query, key, value, block_mask=mask, scale=scale, enable_gqa=True)
 
 
 @cache
