@@ -51,7 +51,8 @@ QUICKSTART: dict[str, Any] = {
     "num_generations": 8,
     "max_completion_length": 32,
     "learning_rate": 3e-4,
-    "lr_scheduler_type": "constant",
+    # At a constant rate one run in four lost in its last third what it had won
+    "lr_scheduler_type": "cosine",
     "beta": 0.0,
     "gradient_checkpointing": False,
     "save_strategy": "no",
