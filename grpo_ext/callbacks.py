@@ -12,6 +12,8 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from grpo_ext.rewards.rows import completion_text
+
 # Logged name to the label in the progress bar.
 SHOWN = {"reward": "reward", "kl": "kl", "completions/mean_length": "length"}
 
@@ -107,12 +109,9 @@ class SampleCallback(TrainerCallback):
             A function with the same name and the same results.
         """
 
-        def text(value: Any) -> str:
-            return value if isinstance(value, str) else str(value[-1]["content"])
-
         @functools.wraps(reward)
         def watched(*args: Any, **kwargs: Any) -> Any:
-            self.newest = (text(kwargs["prompts"][0]), text(kwargs["completions"][0]))
+            self.newest = (completion_text(kwargs["prompts"][0]), completion_text(kwargs["completions"][0]))
             return reward(*args, **kwargs)
 
         return watched

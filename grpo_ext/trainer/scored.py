@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
@@ -47,6 +48,9 @@ class ScoredTrainer(GRPOTrainer):
         model = self.accelerator.unwrap_model(model)
         return model.get_base_model() if getattr(model, "peft_config", None) else model
 
+    def _adapters(self, model: Any) -> list[PeftConfig]:
+        return list((getattr(self.accelerator.unwrap_model(model), "peft_config", None) or {}).values())
+
     # Which path
 
     def _prepare_tree(self, models: list[PreTrainedModel]) -> None:
@@ -68,8 +72,7 @@ class ScoredTrainer(GRPOTrainer):
             return "generates by continuous batching, which knows transformers' own attention only"
         if self.aux_loss_enabled:
             return "has a router loss"
-        adapters = (getattr(self.accelerator.unwrap_model(self.model), "peft_config", None) or {}).values()
-        for adapter in adapters:
+        for adapter in self._adapters(self.model):
             if adapter.is_prompt_learning or getattr(adapter, "alora_invocation_tokens", None):
                 return f"has a {adapter.peft_type} adapter, which acts on rows"
         # Rows that share a token would share its mask
@@ -90,14 +93,13 @@ class ScoredTrainer(GRPOTrainer):
 
     def _scores_itself(self, model: Any, compute_aux_loss: bool, extra: dict[str, Any]) -> bool:
         """Whether our scorer serves this call; with images, sharded weights or router losses TRL's forward does."""
-        peft_configs = getattr(self.accelerator.unwrap_model(model), "peft_config", None) or {}
         return not (
             compute_aux_loss
             or any(value is not None for value in extra.values())
             or (self.accelerator.device.type != "cpu" and self._scorer == "padded")
             or self.is_fsdp_enabled
             or self.is_deepspeed_enabled
-            or any(peft_config.is_prompt_learning for peft_config in peft_configs.values())
+            or any(adapter.is_prompt_learning for adapter in self._adapters(model))
         )
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
@@ -136,43 +138,37 @@ class ScoredTrainer(GRPOTrainer):
         head = make_head(self._bare(model), self.temperature, self.args.cast_lm_head_to_fp32)
         if self._scorer == "tree" and id(self._bare(model)) not in self._checked:
             self._check_tree(model, head, input_ids, attention_mask, logits_to_keep)
-        if self._scorer == "padded":
-            logps, entropies = self._score_padded(
-                model, head, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy
-            )
-        elif torch.is_grad_enabled() and self.model.training:
-            logps, entropies = self._score_shared(model, head, input_ids, attention_mask, logits_to_keep)
-        else:
-            logps, entropies = self._score_packs(
-                model, head, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy
-            )
-        return logps, entropies, None
+        if self._scorer == "tree" and torch.is_grad_enabled() and self.model.training:
+            return *self._score_shared(model, head, input_ids, attention_mask, logits_to_keep), None
+        size = batch_size or len(input_ids)
+        if self._scorer == "tree":
+            size = self._rows_in_pack(input_ids, attention_mask, logits_to_keep, size)
+        scores = self._score_rows(
+            self._scorer, model, head, input_ids, attention_mask, logits_to_keep, size, compute_entropy
+        )
+        return *scores, None
 
     def _score(self, scorer: str, model: Any, head: Head, *batch: Any) -> Scores:
         with self.accelerator.autocast():
             return SCORERS[scorer](model, head, *batch)
 
-    def _score_padded(
-        self, model: Any, head: Head, ids: Tensor, mask: Tensor, keep: int, size: int | None, entropy: bool
+    def _score_rows(
+        self, scorer: str, model: Any, head: Head, ids: Tensor, mask: Tensor, keep: int, size: int, entropy: bool
     ) -> Scores:
-        size = size or len(ids)
+        """Scores of all rows, `size` at a time."""
         starts = range(0, len(ids), size)
-        return _joined(
-            [self._score("padded", model, head, ids[i : i + size], mask[i : i + size], keep, entropy) for i in starts]
-        )
+        parts = [
+            self._score(scorer, model, head, ids[i : i + size], mask[i : i + size], keep, entropy) for i in starts
+        ]
+        entropies = [part[1] for part in parts if part[1] is not None]
+        return torch.cat([part[0] for part in parts]), torch.cat(entropies) if entropies else None
 
-    def _score_packs(
-        self, model: Any, head: Head, ids: Tensor, mask: Tensor, keep: int, size: int | None, entropy: bool
-    ) -> Scores:
-        """Rows that need no gradient, in as few packs as the budget asks for, whole groups where they fit."""
-        packs = math.ceil(self._packed(ids, mask, keep) / self._budget((size or len(ids)) * ids.size(1)))
+    def _rows_in_pack(self, ids: Tensor, mask: Tensor, keep: int, size: int) -> int:
+        """Rows of a pass without gradient: as few packs as the budget asks for, whole groups where they fit."""
+        packs = math.ceil(self._packed(ids, mask, keep) / self._budget(size * ids.size(1)))
         group = self.num_generations if self.model.training else self.num_generations_eval
-        size = math.ceil(len(ids) / max(packs, 1))
-        size = math.ceil(size / group) * group if size >= group else size
-        starts = range(0, len(ids), size)
-        return _joined(
-            [self._score("tree", model, head, ids[i : i + size], mask[i : i + size], keep, entropy) for i in starts]
-        )
+        rows = math.ceil(len(ids) / max(packs, 1))
+        return math.ceil(rows / group) * group if rows >= group else rows
 
     def _score_shared(self, model: Any, head: Head, ids: Tensor, mask: Tensor, keep: int) -> Scores:
         """The policy's own pass, shared by as many of the coming micro-batches as the budget allows."""
@@ -296,8 +292,3 @@ def _rows(part: dict[str, Any]) -> dict[str, Tensor]:
 
 def _column(parts: list[dict[str, Tensor]], name: str) -> Tensor:
     return torch.cat([part[name] for part in parts])
-
-
-def _joined(parts: list[Scores]) -> Scores:
-    entropies = [part[1] for part in parts if part[1] is not None]
-    return torch.cat([part[0] for part in parts]), torch.cat(entropies) if entropies else None
