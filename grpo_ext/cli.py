@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from tqdm.auto import tqdm
 from trl import TrlParser
 
 from grpo_ext.config import GRPOExtConfig
@@ -95,6 +96,13 @@ def parse(recipe: type[Recipe], argv: Sequence[str], defaults: dict[str, Any]) -
     return arguments, config
 
 
+class _AboveTheBar(logging.Handler):
+    """Prints a line without tearing a progress bar that is on the screen."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+
+
 def run(main: Callable[[Sequence[str]], int]) -> None:
     """Run a recipe's main and end the process with its code; an expected error becomes one sentence.
 
@@ -105,7 +113,7 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
     """
     own = logging.getLogger("grpo_ext")
     own.setLevel(logging.INFO)
-    own.addHandler(logging.StreamHandler(sys.stdout))
+    own.addHandler(_AboveTheBar())
     # Libraries warn each other about names that no user of a recipe has written
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft")
     if os.environ.get("GRPO_EXT_DEBUG") == "1":

@@ -1,11 +1,8 @@
 """`GRPOExtConfig`: TRL's `GRPOConfig` with the axes that TRL does not have; None means TRL's own."""
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
-
-from trl import GRPOConfig
 
 from grpo_ext.objective import TRL_LOSS_TYPES, Objective
 from grpo_ext.ops.advantages import BASELINES, SCALES
@@ -13,6 +10,7 @@ from grpo_ext.ops.aggregation import AGGREGATIONS
 from grpo_ext.ops.kl import KL_CONTROLLERS, KL_ESTIMATORS
 from grpo_ext.ops.ratios import RATIO_LEVELS
 from grpo_ext.ops.surrogates import SURROGATES, Clipping
+from grpo_ext.rollouts.options import RolloutOptions, choice
 
 # What TRL itself takes in the two fields that we extend.
 TRL_LEVELS = ("token", "sequence")
@@ -20,13 +18,8 @@ TRL_SCALES = ("group", "batch", "none")
 POLICIES = ("old", "reference")
 
 
-def _choice(default: str | None, choices: Iterable[str], text: str) -> Any:
-    names = list(choices)
-    return field(default=default, metadata={"help": f"{text} One of: {', '.join(names)}.", "choices": names})
-
-
 @dataclass
-class GRPOExtConfig(GRPOConfig):
+class GRPOExtConfig(RolloutOptions):
     """Everything of `trl.GRPOConfig`, and one field for each axis of the objective.
 
     An own field left at None leaves that choice to TRL's fields (`loss_type`, `scale_rewards`, ...). When no own
@@ -36,9 +29,9 @@ class GRPOExtConfig(GRPOConfig):
         ValueError: a value outside its choices, or a combination that means nothing, in one sentence.
     """
 
-    importance_sampling_level: str = _choice("token", RATIO_LEVELS, "Level at which the importance ratio is formed.")
-    scale_rewards: str = _choice("group", SCALES, "What the advantages are divided by.")
-    advantage_baseline: str | None = _choice(None, BASELINES, "What a reward is compared with; unset: TRL's mean.")
+    importance_sampling_level: str = choice("token", RATIO_LEVELS, "Level at which the importance ratio is formed.")
+    scale_rewards: str = choice("group", SCALES, "What the advantages are divided by.")
+    advantage_baseline: str | None = choice(None, BASELINES, "What a reward is compared with; unset: TRL's mean.")
     advantage_eps: float = field(
         default=1e-4, metadata={"help": "Added to the divisor of the advantages; TRL's value is 1e-4."}
     )
@@ -46,19 +39,19 @@ class GRPOExtConfig(GRPOConfig):
         default=None,
         metadata={"help": "Dataset column whose equal values form a group of the advantages, instead of the prompt."},
     )
-    surrogate: str | None = _choice(None, SURROGATES, "Surrogate objective; unset: that of `loss_type`.")
-    aggregation: str | None = _choice(None, AGGREGATIONS, "Reduction of token losses; unset: that of `loss_type`.")
-    ratio_against: str | None = _choice(None, POLICIES, "Denominator of the importance ratio; unset: old.")
-    kl_estimator: str | None = _choice(
+    surrogate: str | None = choice(None, SURROGATES, "Surrogate objective; unset: that of `loss_type`.")
+    aggregation: str | None = choice(None, AGGREGATIONS, "Reduction of token losses; unset: that of `loss_type`.")
+    ratio_against: str | None = choice(None, POLICIES, "Denominator of the importance ratio; unset: old.")
+    kl_estimator: str | None = choice(
         None, KL_ESTIMATORS, "Estimator of the KL divergence; unset: k3 or its correction by `use_bias_correction_kl`."
     )
-    kl_against: str | None = _choice(None, POLICIES, "Policy to which the KL holds; unset: reference.")
-    kl_in: str | None = _choice(None, ("loss", "reward"), "Where beta times the KL enters; unset: loss.")
-    kl_controller: str | None = _choice(None, KL_CONTROLLERS, "How beta follows the measured KL; unset: fixed.")
+    kl_against: str | None = choice(None, POLICIES, "Policy to which the KL holds; unset: reference.")
+    kl_in: str | None = choice(None, ("loss", "reward"), "Where beta times the KL enters; unset: loss.")
+    kl_controller: str | None = choice(None, KL_CONTROLLERS, "How beta follows the measured KL; unset: fixed.")
     kl_target: float | None = field(
         default=None, metadata={"help": "Wished KL in nats a token, for the ziegler and ppo controllers."}
     )
-    scoring: str = _choice(
+    scoring: str = choice(
         "auto", ("auto", "tree", "padded"), "Forward pass: shared beginnings once (tree) or row by row (padded)."
     )
     scoring_tokens: int | None = field(
@@ -112,6 +105,9 @@ class GRPOExtConfig(GRPOConfig):
             )
 
     def _check_combinations(self) -> None:
+        self.check_groups()
+        self.check_resampling()
+        self.check_vllm()
         objective = self.objective()
         if objective.kl_estimator == "k1" and objective.kl_in_loss and self.beta != 0.0:
             raise ValueError(
@@ -160,7 +156,11 @@ class GRPOExtConfig(GRPOConfig):
     def uses_own_objective(self) -> bool:
         """Whether the loss is one that TRL cannot express, so that ours runs."""
         own = (self.surrogate, self.aggregation, self.ratio_against, self.kl_estimator, self.kl_against, self.kl_in)
-        return self.importance_sampling_level not in TRL_LEVELS or any(value is not None for value in own)
+        return (
+            self.importance_sampling_level not in TRL_LEVELS
+            or self.has_inclusion_weights
+            or any(value is not None for value in own)
+        )
 
     @property
     def uses_own_advantages(self) -> bool:
@@ -171,6 +171,7 @@ class GRPOExtConfig(GRPOConfig):
             or self.scale_rewards not in TRL_SCALES
             or self.advantage_eps != 1e-4
             or self.kl_in == "reward"
+            or self.has_inclusion_weights
         )
 
     def objective(self) -> Objective:

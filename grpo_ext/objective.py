@@ -31,6 +31,7 @@ class Batch:
         sampling_ratio: (B, T) or (B, 1), correction for a sampler that differs from the policy, or None.
         keep: (B, T) or (B, 1), 0 where the surrogate is switched off (high-entropy and off-policy masks), or None.
         entropy_mask: (B, T) tokens on which the entropy bonus acts, or None for all.
+        row_weights: (B,) weight of each row in the expectation, 1 on average, or None where all weigh 1.
     """
 
     logps: Tensor
@@ -42,6 +43,7 @@ class Batch:
     sampling_ratio: Tensor | None = None
     keep: Tensor | None = None
     entropy_mask: Tensor | None = None
+    row_weights: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Objective:
     def __call__(self, batch: Batch, window: Window, beta: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a micro-batch and per-token values worth logging.
 
-        L = aggregate(surrogate(w, A) · correction + β KL) − c H
+        L = aggregate(row weight · (surrogate(w, A) · correction + β KL)) − c H
 
         Args:
             batch: tensors of the micro-batch.
@@ -115,6 +117,8 @@ class Objective:
             values["kl"] = kl.detach()
             if self.kl_in_loss:
                 losses = losses + beta * kl
+        if batch.row_weights is not None:
+            losses = losses * batch.row_weights[:, None]
         loss = AGGREGATIONS[self.aggregation](losses, batch.mask, window)
         if batch.entropies is not None:
             values["entropy"] = batch.entropies.detach()

@@ -24,7 +24,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "loss_type": "dr_grpo",  # sec. 3.2: no division by the length
         "beta": 0.0,  # sec. 3.1
     },
-    # DAPO, 2503.14476; resampling of dead groups and the overlong penalty are not part of the loss
+    # DAPO, 2503.14476; the overlong penalty of sec. 3.4 is a reward function
     "dapo": {
         "advantage_baseline": "mean",  # eq. 9
         "scale_rewards": "group",  # eq. 9
@@ -32,6 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epsilon": 0.2,  # sec. 4.1
         "epsilon_high": 0.28,  # sec. 4.1
         "beta": 0.0,  # sec. 2.3
+        "resampling": "dynamic_sampling",  # sec. 3.2, eq. 11
     },
     # GSPO, 2507.18071
     "gspo": {
@@ -90,8 +91,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "beta": 0.0,
     },
     # A common write-up: the group's summed loss with the ratio to the reference. Its groups come from beam search,
-    # whose outputs are no samples of the old policy; until that is switched on the groups are sampled.
+    # whose outputs are no samples of the old policy.
     "beam": {
+        "group_generation": "beam",
         "advantage_baseline": "mean",
         "scale_rewards": "group_eps_inside",
         "surrogate": "clip",

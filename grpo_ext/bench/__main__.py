@@ -2,10 +2,14 @@
 
 from collections.abc import Callable, Sequence
 
-from grpo_ext.bench import step
+from grpo_ext.bench import generate, step, sync
 from grpo_ext.cli import run
 
-BENCHMARKS: dict[str, Callable[[Sequence[str]], int]] = {"step": step.main}
+BENCHMARKS: dict[str, Callable[[Sequence[str]], int]] = {
+    "generate": generate.main,
+    "step": step.main,
+    "sync": sync.main,
+}
 
 
 def main(argv: Sequence[str]) -> int:

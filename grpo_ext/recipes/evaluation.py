@@ -1,11 +1,14 @@
 """Greedy accuracy of a policy on held-out problems, by the strict and by the lenient reader."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 
 from grpo_ext.rewards import correct, correct_strict
+from grpo_ext.rollouts.local import LocalGroups, undecodable
 
 
 @torch.no_grad()
@@ -26,16 +29,20 @@ def evaluate(model: Any, tokenizer: Any, rows: Dataset, max_new_tokens: int, bat
     training = model.training
     model.eval()
     texts, length = [], 0
-    for start in range(0, len(rows), batch_size):
-        prompts = rows[start : start + batch_size]["prompt"]
-        if not isinstance(prompts[0], str):
-            prompts = [tokenizer.apply_chat_template(p, add_generation_prompt=True, tokenize=False) for p in prompts]
-        encoded = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
-        ids = model.generate(
-            **encoded, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
-        )[:, encoded["input_ids"].size(1) :]
-        length += int((ids != tokenizer.pad_token_id).sum())
-        texts += tokenizer.batch_decode(ids, skip_special_tokens=True)
+    bare = model.get_base_model() if isinstance(model, PeftModel) else model
+    with LocalGroups().within(bare) if undecodable(bare) is None else nullcontext():
+        for start in range(0, len(rows), batch_size):
+            prompts = rows[start : start + batch_size]["prompt"]
+            if not isinstance(prompts[0], str):
+                prompts = [
+                    tokenizer.apply_chat_template(p, add_generation_prompt=True, tokenize=False) for p in prompts
+                ]
+            encoded = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
+            ids = model.generate(
+                **encoded, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+            )[:, encoded["input_ids"].size(1) :]
+            length += int((ids != tokenizer.pad_token_id).sum())
+            texts += tokenizer.batch_decode(ids, skip_special_tokens=True)
     model.train(training)
     columns = {"answer": rows["answer"], "answer_format": rows["answer_format"]}
 

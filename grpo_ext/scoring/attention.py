@@ -7,6 +7,7 @@ pass each piece is given the joined output and the joined log-sum-exp, which mak
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Protocol
 
@@ -26,6 +27,8 @@ NO_MASK = (1, 1, 1, 1)
 
 # Segments share a batch while the shortest fills this much of it
 LEAST_FILL = 0.75
+# Keys for which a call of the fused backward kernel costs about twice what it costs for one
+LEAST_KEYS = 64
 
 
 class TreeAttention(Protocol):
@@ -60,13 +63,60 @@ def batches_by_length(segments: tuple[Segment, ...]) -> list[Tensor]:
     return result
 
 
+@dataclass(frozen=True)
+class Crossing:
+    """A slice of queries that attend in full to some earlier tokens, which are a slice or a (K,) index."""
+
+    queries: slice
+    keys: slice | Tensor
+
+
+def crossings(segments: tuple[Segment, ...]) -> list[Crossing]:
+    """Who attends to whom across segments, each pair of tokens once.
+
+    A segment of some length is seen by all its descendants in one call. Short ones on the way down are gathered until
+    they are long enough together, because a call costs about the same for few keys as for `LEAST_KEYS`.
+
+    Args:
+        segments: segments of a tree, in depth-first order.
+
+    Returns:
+        The calls.
+    """
+    found: list[Crossing] = []
+    # Where each open segment's descendants end, and the ancestors that they have not seen yet
+    path: list[tuple[int, list[Segment]]] = []
+    for segment in segments:
+        while path and path[-1][0] <= segment.start:
+            path.pop()
+        unseen = path[-1][1] if path else []
+        if unseen:
+            found.append(Crossing(slice(segment.start, segment.stop), _tokens(unseen)))
+        if segment.end > segment.stop:
+            unseen = [*unseen, segment]
+            if sum(one.stop - one.start for one in unseen) >= LEAST_KEYS:
+                found.append(Crossing(slice(segment.stop, segment.end), _tokens(unseen)))
+                unseen = []
+            path.append((segment.end, unseen))
+    return found
+
+
+def _tokens(segments: list[Segment]) -> slice | Tensor:
+    if len(segments) == 1:
+        return slice(segments[0].start, segments[0].stop)
+    return torch.cat([torch.arange(segment.start, segment.stop) for segment in segments])
+
+
 class SdpaTree:
-    """Blocks of fused attention, one batch for each length of segment and one call for each branch."""
+    """Blocks of fused attention, one batch for each length of segment and one call for each crossing."""
 
     def __init__(self, tree: TokenTree) -> None:
         self.layers = 0
         self.batches = [index.to(tree.ids.device) for index in batches_by_length(tree.segments)]
-        self.crossed = [segment for segment in tree.segments if segment.end > segment.stop]
+        self.crossed = [
+            replace(one, keys=one.keys if isinstance(one.keys, slice) else one.keys.to(tree.ids.device))
+            for one in crossings(tree.segments)
+        ]
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         return _Blocks.apply(query, key, value, self, scale)
@@ -80,10 +130,10 @@ def _side_by_side(x: Tensor, index: Tensor) -> Tensor:
     return x[index.clamp(min=0)].transpose(1, 2)
 
 
-def _across(query: Tensor, key: Tensor, value: Tensor, segment: Segment) -> tuple[Tensor, Tensor, Tensor]:
-    """A segment's keys and values under the queries of its descendants, (1, H, ..., D), without a copy."""
-    own, below = slice(segment.start, segment.stop), slice(segment.stop, segment.end)
-    return query[below].transpose(0, 1)[None], key[own].transpose(0, 1)[None], value[own].transpose(0, 1)[None]
+def _across(query: Tensor, key: Tensor, value: Tensor, crossing: Crossing) -> tuple[Tensor, Tensor, Tensor]:
+    """The queries, keys and values of a crossing, (1, H, ..., D)."""
+    query, key, value = query[crossing.queries], key[crossing.keys], value[crossing.keys]
+    return query.transpose(0, 1)[None], key.transpose(0, 1)[None], value.transpose(0, 1)[None]
 
 
 class _Blocks(torch.autograd.Function):
@@ -98,9 +148,9 @@ class _Blocks(torch.autograd.Function):
             real = index >= 0
             out[index[real]] = part.transpose(1, 2)[real].to(wide)
             lse[index[real]] = part_lse.transpose(1, 2)[real]
-        for segment in plan.crossed:
-            below = slice(segment.stop, segment.end)
-            q, k, v = _across(query, key, value, segment)
+        for crossing in plan.crossed:
+            below = crossing.queries
+            q, k, v = _across(query, key, value, crossing)
             part, part_lse = block_attention(q, k, v, False, scale)
             other = part_lse[0].T
             joined = torch.logaddexp(lse[below], other)
@@ -124,10 +174,10 @@ class _Blocks(torch.autograd.Function):
             g, s = g.masked_fill(~real[:, None, :, None], 0.0), s.masked_fill(~real[:, None], torch.inf)
             for total, part in zip(totals, block_attention_backward(g, q, k, v, o, s, True, ctx.scale), strict=True):
                 total[index[real]] = part.transpose(1, 2)[real].to(total.dtype)
-        for segment in ctx.plan.crossed:
-            below, own = slice(segment.stop, segment.end), slice(segment.start, segment.stop)
+        for crossing in ctx.plan.crossed:
+            below, own = crossing.queries, crossing.keys
             g, o, s = (x[below].transpose(0, 1)[None] for x in (grad, out, lse))
-            q, k, v = _across(query, key, value, segment)
+            q, k, v = _across(query, key, value, crossing)
             parts = block_attention_backward(g, q, k, v, o, s, False, ctx.scale)
             for total, part, place in zip(totals, parts, (below, own, own), strict=True):
                 total[place] += part[0].transpose(0, 1)

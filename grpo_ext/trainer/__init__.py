@@ -16,13 +16,14 @@ from grpo_ext.ops.aggregation import Window
 from grpo_ext.ops.kl import KL_CONTROLLERS
 from grpo_ext.ops.masking import masked_sum
 from grpo_ext.rewards.checked import checked
-from grpo_ext.trainer.advantages import AdvantageTrainer
+from grpo_ext.trainer.grouped import row_weights
+from grpo_ext.trainer.resampled import ResampledTrainer
 from grpo_ext.trainer.shared import balanced_order
 
 STATE_FILE = "grpo_ext_state.json"
 
 
-class GRPOExtTrainer(AdvantageTrainer):
+class GRPOExtTrainer(ResampledTrainer):
     """TRL's `GRPOTrainer` with the objectives, advantages and checks of grpo_ext.
 
     Takes the arguments of `trl.GRPOTrainer`. With a `GRPOExtConfig` whose own fields are unset (or with TRL's
@@ -88,6 +89,7 @@ class GRPOExtTrainer(AdvantageTrainer):
     # Loss
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        self._await_forward(inputs)
         if not self.args.uses_own_objective:
             return super()._compute_loss(model, inputs)
         self._own_loss_ran = True
@@ -143,6 +145,7 @@ class GRPOExtTrainer(AdvantageTrainer):
             sampling_ratio=inputs.get("importance_sampling_ratio"),
             keep=keep,
             entropy_mask=entropy_mask,
+            row_weights=row_weights(inputs, self.num_generations),
         )
         return batch, aux_loss
 

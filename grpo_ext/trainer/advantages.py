@@ -7,17 +7,21 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from grpo_ext.objective import Objective
-from grpo_ext.ops.advantages import advantages, advantages_per_reward
+from grpo_ext.ops.advantages import SCALES, advantages, advantages_per_reward
+from grpo_ext.ops.inclusion import advantages_without_replacement
 from grpo_ext.ops.kl import KL_ESTIMATORS
 from grpo_ext.ops.masking import masked_sum
-from grpo_ext.trainer.scored import ScoredTrainer
+from grpo_ext.trainer.grouped import GroupTrainer
 
 
-class AdvantageTrainer(ScoredTrainer):
+class AdvantageTrainer(GroupTrainer):
     """Replaces TRL's advantages where the config asks for others, and marks the group of each row."""
 
     _objective: Objective
+    # Of all processes, from the last generation
     _rewards_per_func: Tensor | None = None
+    _inclusion: tuple[Tensor, ...] | None = None
+    _kl_penalty: Tensor | None = None
     beta: float
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -32,10 +36,16 @@ class AdvantageTrainer(ScoredTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
-        groups = self._groups(inputs)
-        local = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
+        groups, local = self._groups(inputs), self._local(len(inputs))
+        if self.args.kl_in == "reward":
+            self._kl_penalty = self.beta * self.accelerator.gather(self._sequence_kl(output))
+        if "log_weights" in output:
+            self._inclusion = tuple(
+                self.accelerator.gather(output[name]) for name in ("completion_logps", "log_weights")
+            )
         if self.args.uses_own_advantages:
-            everyone = self._advantages(output, groups)
+            assert self._rewards_per_func is not None
+            everyone = self._advantages(self._rewards_per_func, self._kl_penalty, groups)
             output["advantages"] = everyone[local]
             logged = self._logs["advantages"]
             kept = list(logged)[: max(0, len(logged) - len(everyone))]
@@ -43,6 +53,10 @@ class AdvantageTrainer(ScoredTrainer):
             logged.extend(kept + everyone.tolist())
         output["group_ids"] = groups[local]
         return output
+
+    def _local(self, rows: int) -> slice:
+        """Rows of this process among those of all."""
+        return slice(self.accelerator.process_index * rows, (self.accelerator.process_index + 1) * rows)
 
     def _groups(self, inputs: list[dict[str, Any]]) -> Tensor:
         """(R,) group index of each row of all processes."""
@@ -54,32 +68,42 @@ class AdvantageTrainer(ScoredTrainer):
         index = {key: i for i, key in enumerate(dict.fromkeys(keys))}
         return torch.tensor([index[key] for key in keys], device=self.accelerator.device)
 
-    def _advantages(self, output: dict[str, Any], groups: Tensor) -> Tensor:
-        """(R,) advantages of all processes from the rewards that TRL has just gathered."""
-        rewards_per_func = self._rewards_per_func
-        assert rewards_per_func is not None
-        weights = self.reward_weights.to(rewards_per_func.device)
+    def _total(self, rewards_per_func: Tensor) -> Tensor:
+        """(R,) weighted sum of the rewards, NaN where no reward function applies."""
+        rewards = (rewards_per_func * self.reward_weights.to(rewards_per_func.device)).nansum(dim=1)
+        return rewards.masked_fill(rewards_per_func.isnan().all(dim=1), torch.nan)
+
+    def _advantages(self, rewards_per_func: Tensor, kl_penalty: Tensor | None, groups: Tensor) -> Tensor:
+        """(R,) advantages from (R, K) rewards, in groups that may differ in size."""
         axes = (self.args.advantage_baseline or "mean", self.args.scale_rewards, self.args.advantage_eps)
         if self.multi_objective_aggregation == "normalize_then_sum":
+            weights = self.reward_weights.to(rewards_per_func.device)
             return advantages_per_reward(rewards_per_func, weights, groups, *axes)
-        rewards = (rewards_per_func * weights).nansum(dim=1)
-        rewards = rewards.masked_fill(rewards_per_func.isnan().all(dim=1), torch.nan)
-        if self.args.kl_in == "reward":
-            rewards = rewards - self.beta * self.accelerator.gather(self._sequence_kl(output))
+        rewards = self._total(rewards_per_func)
+        rewards = rewards if kl_penalty is None else rewards - kl_penalty
+        if self._inclusion is not None and self.model.training:
+            divisor = SCALES[self.args.scale_rewards](rewards, groups, self.args.advantage_eps)
+            return advantages_without_replacement(rewards, groups, *self._inclusion) / divisor
         return advantages(rewards, groups, *axes)
+
+    @torch.no_grad()
+    def _logps(self, model: Any, rows: dict[str, Any]) -> Tensor:
+        """(B, T) log-probabilities of completions, without gradient."""
+        logps, _, _ = self._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([rows["prompt_ids"], rows["completion_ids"]], dim=1),
+            torch.cat([rows["prompt_mask"], rows["completion_mask"]], dim=1),
+            rows["completion_ids"].size(1),
+            batch_size=self.args.per_device_train_batch_size,
+        )
+        return logps
 
     @torch.no_grad()
     def _sequence_kl(self, output: dict[str, Any]) -> Tensor:
         """(B,) KL of each completion at the time it was sampled, summed over its tokens, in nats."""
         logps = output.get("old_per_token_logps")
         if logps is None:
-            logps, _, _ = self._get_per_token_logps_and_entropies(
-                self.model,
-                torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1),
-                torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
-                output["completion_ids"].size(1),
-                batch_size=self.args.per_device_train_batch_size,
-            )
+            logps = self._logps(self.model, output)
         x = logps - output["ref_per_token_logps"]
         kl = KL_ESTIMATORS[self._objective.kl_estimator](x, torch.ones_like(x))
         mask = output["completion_mask"] * output.get("tool_mask", 1)

@@ -11,20 +11,20 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
 from grpo_ext.config import GRPOExtConfig
-from grpo_ext.rollouts.prefill import shared_prefill
 from grpo_ext.scoring.attention import unsupported, use_tree_attention
 from grpo_ext.scoring.check import check_tree
 from grpo_ext.scoring.head import Head
 from grpo_ext.scoring.scorer import SCORERS, give_hidden_states, make_head
 from grpo_ext.scoring.tree import rows_of, token_tree
 from grpo_ext.trainer.shared import SharedForward
+from grpo_ext.trainer.vllm import VLLMTrainer
 
 logger = logging.getLogger("grpo_ext")
 
 Scores = tuple[Tensor, Tensor | None]
 
 
-class ScoredTrainer(GRPOTrainer):
+class ScoredTrainer(VLLMTrainer):
     """`trl.GRPOTrainer` that takes log-probabilities and entropies from `grpo_ext.scoring`."""
 
     args: GRPOExtConfig
@@ -101,13 +101,6 @@ class ScoredTrainer(GRPOTrainer):
             or self.is_deepspeed_enabled
             or any(adapter.is_prompt_learning for adapter in self._adapters(model))
         )
-
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        # Full attention in every layer is what the tree asks of a model, too
-        if self._scorer != "tree" or self.accelerator.num_processes > 1:
-            return super()._generate_single_turn(*args, **kwargs)
-        with shared_prefill(self._bare(self.model)):
-            return super()._generate_single_turn(*args, **kwargs)
 
     # Scores
 

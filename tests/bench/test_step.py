@@ -56,7 +56,7 @@ def test_both_sides_alternate_and_agree(capfd: pytest.CaptureFixture[str]) -> No
 
 
 def test_unknown_names_and_wrong_sizes_are_named() -> None:
-    with pytest.raises(ValueError, match="no benchmark 'stepp'; it must be one of: step"):
+    with pytest.raises(ValueError, match="no benchmark 'stepp'; it must be one of: generate, step"):
         main(["stepp"])
     with pytest.raises(ValueError, match="`--micro_batch` is 5; it must divide the 64 rows"):
         main(["step", "--micro_batch", "5"])

@@ -110,7 +110,11 @@ def test_unset_fields_leave_everything_to_trl(tmp_path: Path) -> None:
     skipped = {"logging_dir", "run_name"}
     for name in set(GRPOConfig.__dataclass_fields__) - skipped:
         assert getattr(config, name, None) == getattr(native, name, None) or name == "accelerator_config", name
-    assert {name for name in own if getattr(config, name) is not None} == {"advantage_eps", "scoring"}
+    numbers_of_a_choice = {"num_beam_groups", "diversity_penalty", "length_penalty", "resampling_rounds"}
+    numbers_of_a_choice |= {"vllm_request_timeout"}
+    given = {name for name in own if getattr(config, name) is not None} - numbers_of_a_choice
+    assert given == {"advantage_eps", "scoring", "group_generation"}
+    assert config.group_generation == "sampling"
     assert config.advantage_eps == 1e-4
 
 

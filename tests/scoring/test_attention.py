@@ -1,6 +1,7 @@
 """Attention over a tree against softmax under the tree's dense mask: values and gradients."""
 
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from grpo_ext.models import tiny_policy
-from grpo_ext.scoring import blocks
+from grpo_ext.scoring import attention, blocks
 from grpo_ext.scoring.attention import (
     BACKENDS,
     TREE_ATTENTION,
@@ -62,10 +63,11 @@ def compare(tree: TokenTree, kv: int, groups: int) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
-@given(pairs=rows, kv=st.integers(1, 2), groups=st.integers(1, 3))
+@given(pairs=rows, kv=st.integers(1, 2), groups=st.integers(1, 3), least=st.sampled_from([1, 3, 64]))
 @settings(max_examples=80)
-def test_fused_blocks_equal_the_dense_mask(pairs: Any, kv: int, groups: int) -> None:
-    compare(tree_of(pairs), kv, groups)
+def test_fused_blocks_equal_the_dense_mask(pairs: Any, kv: int, groups: int, least: int) -> None:
+    with mock.patch.object(attention, "LEAST_KEYS", least):
+        compare(tree_of(pairs), kv, groups)
 
 
 @given(pairs=rows, kv=st.integers(1, 2), groups=st.integers(1, 3), scores=st.sampled_from([1, 7, 1 << 20]))
@@ -104,6 +106,20 @@ def test_padding_of_a_batch_never_overflows() -> None:
     found = SdpaTree(tree)(*inputs, 1.0)
     for gradient in torch.autograd.grad(found.sum(), inputs):
         assert gradient.isfinite().all()
+
+
+@given(pairs=rows, least=st.sampled_from([1, 3, 64]))
+def test_crossings_and_segments_hold_each_pair_once(pairs: Any, least: int) -> None:
+    tree = tree_of(pairs)
+    pairs_seen = torch.zeros(len(tree), len(tree), dtype=torch.long)
+    for segment in tree.segments:
+        size, inside = segment.stop - segment.start, slice(segment.start, segment.stop)
+        pairs_seen[inside, inside] += torch.ones(size, size, dtype=torch.long).tril()
+    with mock.patch.object(attention, "LEAST_KEYS", least):
+        for crossing in attention.crossings(tree.segments):
+            keys = torch.arange(len(tree))[crossing.keys]
+            pairs_seen[crossing.queries, keys] += 1
+    assert torch.equal(pairs_seen, tree.mask().long())
 
 
 def test_segments_of_about_equal_length_share_a_batch() -> None:

@@ -1,32 +1,12 @@
 """Model families over the tree against their plain forward pass; and those that the tree must not serve."""
 
-from typing import Any
-
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from families import SERVED, make_family
 from grpo_ext.scoring.attention import unsupported, use_tree_attention
 from grpo_ext.scoring.scorer import give_hidden_states, make_head, score_tree
-
-SMALL = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "intermediate_size": 64, "vocab_size": 50, "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1,
-    "eos_token_id": 2,
-}  # fmt: skip
-SERVED: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "qwen2": {},
-    "qwen3": {"head_dim": 16},
-    "mistral": {"sliding_window": None},
-    "gemma": {"head_dim": 16},
-    "phi": {"partial_rotary_factor": 0.5},
-    "phi3": {"sliding_window": None},
-    "granite": {"logits_scaling": 4.0},
-    "smollm3": {},
-    "cohere": {"logit_scale": 0.5},
-    "olmo2": {},
-}
 
 
 def rows() -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -40,11 +20,7 @@ def rows() -> tuple[torch.Tensor, torch.Tensor, int]:
 
 @pytest.mark.parametrize("family", SERVED)
 def test_the_tree_equals_the_plain_forward(family: str) -> None:
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **SMALL, **SERVED[family])
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").eval()
-    for weight in model.parameters():
-        torch.nn.init.normal_(weight, std=0.3)
+    model = make_family(family)
     ids, mask, width = rows()
     # Rows one at a time: padding would shift the positions of models that take them as they come
     wanted = torch.zeros(5, width)

@@ -1,0 +1,104 @@
+"""The trainer's vLLM back end: TRL's own, or ours where the adapter is what is sent."""
+
+import logging
+import math
+from typing import Any
+
+from trl import GRPOTrainer
+
+from grpo_ext import compat
+from grpo_ext.config import GRPOExtConfig
+from grpo_ext.rollouts.adapters import AdapterFolder, unservable
+from grpo_ext.rollouts.vllm_base import base_name, engine_dtype
+from grpo_ext.rollouts.vllm_engine import EngineOptions, EngineRollouts
+from grpo_ext.rollouts.vllm_requests import Sampling, Search
+from grpo_ext.rollouts.vllm_rollouts import AdapterRollouts
+from grpo_ext.rollouts.vllm_servers import ServerOptions, ServerRollouts
+
+logger = logging.getLogger("grpo_ext")
+
+
+class VLLMTrainer(GRPOTrainer):
+    """`trl.GRPOTrainer` whose `vllm_generation` swaps adapters when `vllm_sync` is "adapter"."""
+
+    args: GRPOExtConfig
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with compat.vllm_generation_from(self._make_vllm_generation):
+            super().__init__(*args, **kwargs)
+        if self.args.vllm_sync == "adapter" and not isinstance(self.vllm_generation, AdapterRollouts):
+            raise RuntimeError(
+                "`vllm_sync` is 'adapter', but this version of TRL made a vLLM back end of its own; use a version "
+                "that grpo_ext is tested with, or leave `vllm_sync` unset."
+            )
+
+    def _make_vllm_generation(self, stock: Any, *rest: Any, **fields: Any) -> Any:
+        """What TRL's `__init__` keeps as `vllm_generation`, from the keyword arguments that it has for its own."""
+        model = fields["model"]
+        if self.args.vllm_sync != "adapter":
+            if getattr(model, "is_loaded_in_4bit", False):
+                raise ValueError(
+                    "The policy's weights are 4-bit, and TRL's sync would merge the adapter into them, which loses "
+                    "most of it; set vllm_sync='adapter', which sends the adapter and leaves a 16-bit base in vLLM."
+                )
+            return stock(*rest, **fields)
+        self._check_adapter(model)
+        folder = None
+        dtype = engine_dtype(model, self.args.bf16, self.args.fp16)
+        if self.args.vllm_server_urls is None or self.accelerator.is_main_process:
+            folder = AdapterFolder(self.args.vllm_adapter_dir, dtype)
+        base = base_name(model, self.args.vllm_base_model)
+        sampling = Sampling(
+            temperature=fields["temperature"],
+            top_p=fields["top_p"],
+            top_k=fields["top_k"],
+            min_p=fields["min_p"] or 0.0,
+            repetition_penalty=fields["repetition_penalty"],
+            max_tokens=fields["max_completion_length"],
+            extra=dict(fields["generation_kwargs"] or {}),
+            regex=fields["structured_outputs_regex"],
+        )
+        search = Search(self.args.group_generation, self.args.group_size())
+        parts = (model, sampling, search, self.eos_token_ids)
+        if self.args.vllm_server_urls is not None:
+            return ServerRollouts(*parts, self._server_options(base), folder, self.accelerator)
+        return EngineRollouts(*parts, self._engine_options(base, dtype, fields), folder)
+
+    def _check_adapter(self, model: Any) -> None:
+        reason = unservable(model)
+        if reason is None and (self.is_fsdp_enabled or self._gathers_weights()):
+            reason = "has sharded weights, of which no process holds the whole adapter"
+        if reason is not None:
+            raise ValueError(
+                f"`vllm_sync` is 'adapter', but the policy {reason}; leave `vllm_sync` unset, which sends merged "
+                "weights."
+            )
+
+    def _gathers_weights(self) -> bool:
+        plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
+        return plugin is not None and plugin.zero_stage == 3
+
+    def _server_options(self, base: str) -> ServerOptions:
+        return ServerOptions(
+            urls=self.args.vllm_server_urls or [],
+            base=base,
+            timeout=self.args.vllm_request_timeout,
+            patience=self.args.vllm_server_timeout,
+            needs_logprobs=self.args.vllm_importance_sampling_correction,
+        )
+
+    def _engine_options(self, base: str, dtype: Any, fields: dict[str, Any]) -> EngineOptions:
+        widest = max(self.args.group_size().beams, self.args.num_generations)
+        rows = fields["max_num_seqs"]
+        return EngineOptions(
+            base=base,
+            dtype=dtype,
+            gpu_memory_utilization=fields["gpu_memory_utilization"],
+            max_model_length=fields["max_model_length"],
+            # A search may be wider than the group that it leaves
+            max_num_seqs=max(rows, math.ceil(rows / self.args.num_generations) * widest),
+            model_impl=fields["model_impl"],
+            trust_remote_code=fields["trust_remote_code"],
+            seed=self.args.seed + self.accelerator.process_index,
+            several_processes=self.accelerator.num_processes > 1,
+        )

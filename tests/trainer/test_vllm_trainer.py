@@ -1,0 +1,126 @@
+"""The trainer with adapters swapped into vLLM, against a stand-in for its server; and what is refused."""
+
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import QUIET, early_letters, largest_difference, make, policy, prompts, weights
+
+from fake_vllm import fakes
+from grpo_ext import GRPOExtConfig, GRPOExtTrainer, compat
+from grpo_ext.rollouts.vllm_servers import ServerRollouts
+
+SERVED: dict[str, Any] = {"use_vllm": True, "vllm_sync": "adapter", "learning_rate": 0.5, "max_steps": 3}
+
+
+def test_each_step_is_generated_by_its_own_adapter(tiny_folder: Path, tmp_path: Path) -> None:
+    root = {"root": str(tiny_folder), "vary": True}
+    with fakes(root, {**root, "seconds": 0.01}) as servers:
+        urls = [server.url for server in servers]
+        # The stand-in's log-probabilities mean nothing
+        fields = {"temperature": 0.9, "vllm_importance_sampling_correction": False, **SERVED}
+        trainer = make(tiny_folder, tmp_path, lora=True, vllm_server_urls=urls, **fields)
+        assert isinstance(trainer.vllm_generation, ServerRollouts)
+        seen: list[dict[str, torch.Tensor]] = []
+        sync = trainer.vllm_generation.sync_weights
+        trainer.vllm_generation.sync_weights = lambda: (sync(), seen.append(weights(trainer.model)))
+        trainer.train()
+        assert len(seen) == 3
+        for server in servers:
+            # One more was loaded to see whether it can be
+            assert len(server.weights) == 4 and list(server.adapters) == [trainer.vllm_generation.adapter.name]
+            for sent, held in zip(server.weights[1:], seen, strict=True):
+                for name, weight in held.items():
+                    assert torch.equal(sent[name.replace(".default", "")], weight), name
+        assert all(largest_difference(*pair) > 1e-3 for pair in pairwise(seen))
+        asked = [body for server in servers for body in server.bodies if body["prompt"] != [1, 2, 3]]
+        # Two groups a step, each prompt once for its four completions
+        assert len(asked) == 6 and {body["n"] for body in asked} == {4}
+        assert {body["temperature"] for body in asked} == {0.9}
+        assert len({body["model"] for body in asked}) == 3
+
+
+def test_beams_come_from_the_servers(tiny_folder: Path, tmp_path: Path) -> None:
+    fields = {"group_generation": "beam", "vllm_importance_sampling_correction": False, "num_beams": 5}
+    with fakes({"root": str(tiny_folder)}) as servers:
+        trainer = make(tiny_folder, tmp_path, lora=True, vllm_server_urls=[servers[0].url], **SERVED, **fields)
+        trainer.train()
+        asked = [body for body in servers[0].bodies if body["prompt"] != [1, 2, 3]]
+        assert len(asked) == 6 and all(body["use_beam_search"] and body["n"] == 5 for body in asked)
+
+
+def test_without_the_option_trl_makes_its_own(tiny_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    stock = SimpleNamespace(sync_weights=None)
+    made = []
+
+    def own(*args: Any, **kwargs: Any) -> Any:
+        made.append(kwargs)
+        return stock
+
+    names = compat.GRPOTrainer.__init__.__globals__
+    monkeypatch.setitem(names, "VLLMGeneration", own)
+    trainer = make(tiny_folder, tmp_path, use_vllm=True)
+    assert trainer.vllm_generation is stock and made[0]["mode"] == "colocate"
+    assert names["VLLMGeneration"] is own
+
+
+def test_merging_into_4bit_weights_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    model = policy(tiny_folder, lora=True)
+    model.get_base_model().is_loaded_in_4bit = True
+    config = GRPOExtConfig(output_dir=str(tmp_path), use_vllm=True, **QUIET)
+    with pytest.raises(ValueError, match=r"4-bit, and TRL's sync would merge .* set vllm_sync='adapter'"):
+        GRPOExtTrainer(model=model, reward_funcs=early_letters, args=config, train_dataset=prompts())
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_policy_that_vllm_cannot_serve_is_refused(tiny_folder: Path, tmp_path: Path, lora: bool) -> None:
+    with fakes({"root": "another/model"}) as servers:
+        said = "speaks another/model" if lora else "the policy has no LoRA adapter: all its weights are trained; leave"
+        with pytest.raises(ValueError, match=said):
+            make(tiny_folder, tmp_path, lora=lora, vllm_server_urls=[servers[0].url], **SERVED)
+
+
+def test_a_missing_vllm_is_said(tiny_folder: Path, tmp_path: Path) -> None:
+    # These tests run where vLLM is not installed
+    with pytest.raises(ImportError, match="needs vLLM in this environment, or `vllm_server_urls`"):
+        make(tiny_folder, tmp_path, lora=True, **SERVED)
+
+
+REFUSED = [
+    ({"vllm_sync": "adapter"}, "`use_vllm` is off"),
+    ({"vllm_server_urls": ["http://a"]}, "`vllm_server_urls` is set, but only vllm_sync='adapter'"),
+    ({"use_vllm": True, "vllm_base_model": "x"}, "`vllm_base_model` is set, but only vllm_sync='adapter'"),
+    ({"use_vllm": True, "group_generation": "beam"}, "TRL's own vLLM path samples only"),
+    ({**SERVED, "group_generation": "beam"}, "beams are no samples, so `vllm_importance_sampling_correction`"),
+    ({**SERVED, "group_generation": "diverse_beam", "num_beam_groups": 2}, "no groups of beams that avoid"),
+    ({**SERVED, "group_generation": "stochastic_beam"}, "no Gumbel noise"),
+    ({**SERVED, "vllm_mode": "server"}, "whose protocol is TRL's own"),
+    ({**SERVED, "vllm_server_urls": []}, "`vllm_server_urls` is empty"),
+    ({**SERVED, "vllm_server_urls": ["node1:8000"]}, "has 'node1:8000'; an address begins with http://"),
+    ({**SERVED, "vllm_server_urls": ["http://a", "http://a"]}, "names a server twice"),
+    ({**SERVED, "vllm_request_timeout": 0.0}, "`vllm_request_timeout` is 0.0"),
+    ({**SERVED, "vllm_tensor_parallel_size": 2}, "start `vllm serve --tensor-parallel-size`"),
+    ({**SERVED, "vllm_enable_sleep_mode": True}, "throws the engine's weights away"),
+    ({**SERVED, "generation_kwargs": {"n": 2}}, "`generation_kwargs` has 'n'"),
+]
+
+
+@pytest.mark.parametrize(("fields", "said"), REFUSED, ids=[said for _, said in REFUSED])
+def test_what_cannot_work_is_refused(tmp_path: Path, fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        GRPOExtConfig(output_dir=str(tmp_path), **{**QUIET, **fields})
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("top_p", 0.9), ("top_k", 5), ("min_p", 0.1), ("repetition_penalty", 1.2), ("generation_kwargs", {"seed": 1})],
+)
+def test_what_a_search_passes_over_is_refused(tmp_path: Path, name: str, value: Any) -> None:
+    fields = {**QUIET, **SERVED, "group_generation": "beam", "vllm_importance_sampling_correction": False}
+    GRPOExtConfig(output_dir=str(tmp_path), **fields)
+    with pytest.raises(ValueError, match=f"would pass over `{name}`"):
+        GRPOExtConfig(output_dir=str(tmp_path), **fields, **{name: value})
