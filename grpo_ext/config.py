@@ -11,6 +11,7 @@ from grpo_ext.ops.kl import KL_CONTROLLERS, KL_ESTIMATORS
 from grpo_ext.ops.ratios import RATIO_LEVELS
 from grpo_ext.ops.surrogates import SURROGATES, Clipping
 from grpo_ext.rollouts.options import RolloutOptions, choice
+from grpo_ext.scoring.attention import BACKENDS
 
 # What TRL itself takes in the two fields that we extend.
 TRL_LEVELS = ("token", "sequence")
@@ -53,6 +54,9 @@ class GRPOExtConfig(RolloutOptions):
     )
     scoring: str = choice(
         "auto", ("auto", "tree", "padded"), "Forward pass: shared beginnings once (tree) or row by row (padded)."
+    )
+    scoring_attention: str | None = choice(
+        None, BACKENDS, "Attention over a tree; unset: flex on a GPU, sdpa elsewhere."
     )
     scoring_tokens: int | None = field(
         default=None,
@@ -124,6 +128,11 @@ class GRPOExtConfig(RolloutOptions):
             )
         if self.kl_in == "reward":
             self._check_kl_in_reward()
+        if self.scoring_attention is not None and self.scoring == "padded":
+            raise ValueError(
+                f"`scoring_attention` is {self.scoring_attention!r}, but with `scoring` 'padded' there is no tree to "
+                "attend over; leave one of the two unset."
+            )
         if self.scoring_tokens is not None and self.scoring_tokens < 1:
             raise ValueError(f"`scoring_tokens` is {self.scoring_tokens}; it must be at least 1.")
         if self.advantage_eps <= 0:

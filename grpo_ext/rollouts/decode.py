@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from grpo_ext.scoring.attention import NO_MASK, SdpaTree, TreeAttention
+from grpo_ext.scoring.attention import NO_MASK, TreeAttention
 from grpo_ext.scoring.blocks import block_attention
+from grpo_ext.scoring.sdpa import SdpaTree
 from grpo_ext.scoring.tree import token_tree
 
 # Own tokens for which room is made at a time

@@ -12,7 +12,14 @@ ROWS = 4
 
 
 @torch.no_grad()
-def check_tree(model: Any, head: Head, input_ids: Tensor, attention_mask: Tensor, num_completion: int) -> int:
+def check_tree(
+    model: Any,
+    head: Head,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    num_completion: int,
+    backend: str | None = None,
+) -> int:
     """Score the first rows that have a completion over a tree, and compare with the model's plain forward pass.
 
     The mean difference of the log-probabilities may be 4 units of rounding of the coarsest dtype in use, relative to
@@ -25,6 +32,7 @@ def check_tree(model: Any, head: Head, input_ids: Tensor, attention_mask: Tensor
         input_ids: (B, P + T).
         attention_mask: (B, P + T).
         num_completion: T.
+        backend: attention over the tree, as for `score_tree`.
 
     Returns:
         Number of log-probabilities that were compared.
@@ -40,7 +48,7 @@ def check_tree(model: Any, head: Head, input_ids: Tensor, attention_mask: Tensor
         return 0
     logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=num_completion + 1).logits[:, :-1].float()
     chosen = (logits / head.temperature).log_softmax(-1).gather(-1, ids[:, -num_completion:, None]).squeeze(-1)
-    found, _ = score_tree(model, head, ids, mask, num_completion)
+    found, _ = score_tree(model, head, ids, mask, num_completion, backend=backend)
     mean = (found - chosen)[here].abs().mean().item()
     device = input_ids.device.type
     dtypes = {weight.dtype for weight in model.parameters() if weight.is_floating_point()}

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
 from grpo_ext.config import GRPOExtConfig
-from grpo_ext.scoring.attention import unsupported, use_tree_attention
+from grpo_ext.scoring.attention import BACKENDS, unsupported, use_tree_attention
 from grpo_ext.scoring.check import check_tree
 from grpo_ext.scoring.head import Head
 from grpo_ext.scoring.scorer import SCORERS, give_hidden_states, make_head
@@ -41,6 +41,12 @@ class ScoredTrainer(VLLMTrainer):
         self._shared: SharedForward | None = None
         self._checked: set[int] = set()
         self._window_start = 0
+        backend = self.args.scoring_attention
+        if backend is not None and not BACKENDS[backend].serves(self.accelerator.device):
+            raise ValueError(
+                f"`scoring_attention` is {backend!r}, which does not run on {self.accelerator.device.type}; use "
+                "'sdpa' or leave it unset."
+            )
         if self._scorer == "tree":
             self._prepare_tree(scored)
 
@@ -142,8 +148,9 @@ class ScoredTrainer(VLLMTrainer):
         return *scores, None
 
     def _score(self, scorer: str, model: Any, head: Head, *batch: Any) -> Scores:
+        options = {"backend": self.args.scoring_attention} if scorer == "tree" else {}
         with self.accelerator.autocast():
-            return SCORERS[scorer](model, head, *batch)
+            return SCORERS[scorer](model, head, *batch, **options)
 
     def _score_rows(
         self, scorer: str, model: Any, head: Head, ids: Tensor, mask: Tensor, keep: int, size: int, entropy: bool
@@ -262,7 +269,7 @@ class ScoredTrainer(VLLMTrainer):
         ids, mask = _column(parts, "ids"), _column(parts, "mask")
         try:
             with self.accelerator.autocast():
-                compared = check_tree(model, head, ids, mask, keep)
+                compared = check_tree(model, head, ids, mask, keep, self.args.scoring_attention)
         except NotImplementedError as error:
             self._leave_tree(str(error))
             return

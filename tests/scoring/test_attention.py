@@ -12,15 +12,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from grpo_ext.models import tiny_policy
-from grpo_ext.scoring import attention, blocks
+from grpo_ext.scoring import blocks, sdpa, varlen
 from grpo_ext.scoring.attention import (
     BACKENDS,
     TREE_ATTENTION,
-    SdpaTree,
-    batches_by_length,
     unsupported,
     use_tree_attention,
 )
+from grpo_ext.scoring.sdpa import SdpaTree, batches_by_length
 from grpo_ext.scoring.tree import Segment, TokenTree, token_tree
 
 WIDTH = 8
@@ -52,10 +51,10 @@ def dense(tree: TokenTree, query: Tensor, key: Tensor, value: Tensor, scale: flo
     return torch.einsum("hqk,khd->qhd", weights, value)
 
 
-def compare(tree: TokenTree, kv: int, groups: int) -> None:
+def compare(tree: TokenTree, kv: int, groups: int, backend: str = "sdpa") -> None:
     inputs = heads(tree, kv, groups, torch.float64)
     wanted = dense(tree, *inputs, 0.3)
-    found = SdpaTree(tree)(*inputs, 0.3)
+    found = BACKENDS[backend](tree)(*inputs, 0.3)
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
     upstream = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1), dtype=wanted.dtype)
     exact = torch.autograd.grad(wanted, inputs, upstream)
@@ -66,7 +65,7 @@ def compare(tree: TokenTree, kv: int, groups: int) -> None:
 @given(pairs=rows, kv=st.integers(1, 2), groups=st.integers(1, 3), least=st.sampled_from([1, 3, 64]))
 @settings(max_examples=80)
 def test_fused_blocks_equal_the_dense_mask(pairs: Any, kv: int, groups: int, least: int) -> None:
-    with mock.patch.object(attention, "LEAST_KEYS", least):
+    with mock.patch.object(sdpa, "LEAST_KEYS", least):
         compare(tree_of(pairs), kv, groups)
 
 
@@ -108,6 +107,80 @@ def test_padding_of_a_batch_never_overflows() -> None:
         assert gradient.isfinite().all()
 
 
+def plain_packed(
+    query: Tensor, key: Tensor, value: Tensor, blocks_: varlen.Packed, scale: float
+) -> tuple[Tensor, Tensor]:
+    """What the kernel's documentation says, block after block."""
+    outs, sums = [], []
+    query_ends, key_ends = blocks_.query_ends.tolist(), blocks_.key_ends.tolist()
+    for block in range(len(query_ends) - 1):
+        q = query[query_ends[block] : query_ends[block + 1]].transpose(0, 1)[None]
+        k, v = (x[key_ends[block] : key_ends[block + 1]].transpose(0, 1)[None] for x in (key, value))
+        out, lse = blocks.block_attention(q, k, v, blocks_.causal, scale)
+        outs.append(out[0].transpose(0, 1))
+        sums.append(lse[0].T)
+    return torch.cat(outs), torch.cat(sums)
+
+
+def plain_packed_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    blocks_: varlen.Packed,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    totals: list[list[Tensor]] = [[], [], []]
+    query_ends, key_ends = blocks_.query_ends.tolist(), blocks_.key_ends.tolist()
+    for block in range(len(query_ends) - 1):
+        mine = slice(query_ends[block], query_ends[block + 1])
+        g, q, o, s = (x[mine].transpose(0, 1)[None] for x in (grad, query, out, lse))
+        k, v = (x[key_ends[block] : key_ends[block + 1]].transpose(0, 1)[None] for x in (key, value))
+        parts = blocks.block_attention_backward(g, q, k, v, o, s, blocks_.causal, scale)
+        for total, part in zip(totals, parts, strict=True):
+            total.append(part[0].transpose(0, 1))
+    d_query, d_key, d_value = (torch.cat(total) for total in totals)
+    return d_query, d_key, d_value
+
+
+@given(pairs=rows, kv=st.integers(1, 2), groups=st.integers(1, 3), least=st.sampled_from([1, 3, 64]))
+@settings(max_examples=60)
+def test_two_packed_calls_equal_the_dense_mask(pairs: Any, kv: int, groups: int, least: int) -> None:
+    with (
+        mock.patch.object(sdpa, "LEAST_KEYS", least),
+        mock.patch.object(varlen, "packed_attention", plain_packed),
+        mock.patch.object(varlen, "packed_attention_backward", plain_packed_backward),
+        mock.patch.object(varlen, "KERNEL_DTYPES", (torch.float64,)),
+    ):
+        compare(tree_of(pairs), kv, groups, "varlen")
+
+
+def test_packed_calls_reach_the_kernel_with_the_shapes_it_documents() -> None:
+    # Without a GPU the kernel itself cannot run, but torch knows the shapes that it takes and gives
+    tree = tree_of([([1, 2], [3, 3, 2]), ([1, 2], [3, 2]), ([1, 3], [2])]).to(torch.device("meta"))
+    assert not varlen.VarlenTree.serves(torch.device("cpu")) and varlen.VarlenTree.serves(torch.device("cuda"))
+    blocks_ = varlen.Packed(
+        [torch.arange(3), torch.arange(2)], [torch.arange(4), torch.arange(1)], False, tree.ids.device
+    )
+    assert (blocks_.most_queries, blocks_.most_keys) == (3, 4) and blocks_.query_ends.dtype == torch.int32
+    query, key, value = (
+        torch.empty(n, h, 64, dtype=torch.bfloat16, device="meta") for n, h in ((5, 4), (5, 2), (5, 2))
+    )
+    out, lse = varlen.packed_attention(query, key, value, blocks_, 0.1)
+    assert out.shape == query.shape and lse.shape == (5, 4)
+    gradients = varlen.packed_attention_backward(out, query, key, value, out, lse, blocks_, 0.1)
+    assert [x.shape for x in gradients] == [query.shape, key.shape, value.shape]
+
+
+def test_packed_calls_in_float32_are_refused() -> None:
+    tree = tree_of([([1, 2], [3, 3, 2])])
+    inputs = heads(tree, 1, 1, torch.float32)
+    with pytest.raises(NotImplementedError, match="16 bits"):
+        BACKENDS["varlen"](tree)(*inputs, 0.3)
+
+
 @given(pairs=rows, least=st.sampled_from([1, 3, 64]))
 def test_crossings_and_segments_hold_each_pair_once(pairs: Any, least: int) -> None:
     tree = tree_of(pairs)
@@ -115,8 +188,8 @@ def test_crossings_and_segments_hold_each_pair_once(pairs: Any, least: int) -> N
     for segment in tree.segments:
         size, inside = segment.stop - segment.start, slice(segment.start, segment.stop)
         pairs_seen[inside, inside] += torch.ones(size, size, dtype=torch.long).tril()
-    with mock.patch.object(attention, "LEAST_KEYS", least):
-        for crossing in attention.crossings(tree.segments):
+    with mock.patch.object(sdpa, "LEAST_KEYS", least):
+        for crossing in sdpa.crossings(tree.segments):
             keys = torch.arange(len(tree))[crossing.keys]
             pairs_seen[crossing.queries, keys] += 1
     assert torch.equal(pairs_seen, tree.mask().long())
