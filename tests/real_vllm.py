@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from grpo_ext.models import tiny_policy
 from grpo_ext.models.policy import add_lora
-from grpo_ext.rollouts.vllm_http import Server, ServerDown
+from grpo_ext.rollouts.vllm.server import Server, ServerDown
 
 START_SECONDS = 240
 # One thread: a second busy process beside this one makes threads wait for each other. A gigabyte of cache is plenty.

@@ -17,8 +17,8 @@ from grpo_ext.bench.shapes import SHAPES, random_model
 from grpo_ext.models import load_policy, resolve_model
 from grpo_ext.models.policy import add_lora
 from grpo_ext.report import versions
-from grpo_ext.rollouts.adapters import AdapterFolder
-from grpo_ext.rollouts.vllm_base import engine_dtype
+from grpo_ext.rollouts.vllm.adapters import AdapterFolder
+from grpo_ext.rollouts.vllm.base import engine_dtype
 
 SIDES = ("merged", "adapter")
 

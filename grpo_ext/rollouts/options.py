@@ -8,7 +8,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from grpo_ext.rollouts.strategies import SEARCHES, GroupSize
-from grpo_ext.rollouts.vllm_requests import REFUSED_STRATEGIES
+from grpo_ext.rollouts.vllm.requests import REFUSED_STRATEGIES
 
 RESAMPLING = ("dynamic_sampling", "adaptive_group_size")
 SYNCS = ("merged", "adapter")

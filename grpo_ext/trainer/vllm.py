@@ -8,12 +8,12 @@ from trl import GRPOTrainer
 
 from grpo_ext import compat
 from grpo_ext.config import GRPOExtConfig
-from grpo_ext.rollouts.adapters import AdapterFolder, unservable
-from grpo_ext.rollouts.vllm_base import base_name, engine_dtype
-from grpo_ext.rollouts.vllm_engine import EngineOptions, EngineRollouts
-from grpo_ext.rollouts.vllm_requests import Sampling, Search
-from grpo_ext.rollouts.vllm_rollouts import AdapterRollouts
-from grpo_ext.rollouts.vllm_servers import ServerOptions, ServerRollouts
+from grpo_ext.rollouts.vllm.adapters import AdapterFolder, unservable
+from grpo_ext.rollouts.vllm.base import base_name, engine_dtype
+from grpo_ext.rollouts.vllm.engine import EngineOptions, EngineRollouts
+from grpo_ext.rollouts.vllm.requests import Sampling, Search
+from grpo_ext.rollouts.vllm.rollouts import AdapterRollouts
+from grpo_ext.rollouts.vllm.servers import ServerOptions, ServerRollouts
 
 logger = logging.getLogger("grpo_ext")
 

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from grpo_ext.models import tiny_policy
 from grpo_ext.models.policy import add_lora
-from grpo_ext.rollouts import adapters
-from grpo_ext.rollouts.adapters import AdapterFolder, default_parent, engine_rank, unservable
-from grpo_ext.rollouts.vllm_base import base_name, engine_dtype, same_model
+from grpo_ext.rollouts.vllm import adapters
+from grpo_ext.rollouts.vllm.adapters import AdapterFolder, default_parent, engine_rank, unservable
+from grpo_ext.rollouts.vllm.base import base_name, engine_dtype, same_model
 
 
 def lora(**fields: Any) -> PeftModel:
@@ -83,7 +83,7 @@ def test_the_active_adapter_is_the_one(tmp_path: Path) -> None:
 SCRIPT = """
 import os, sys, signal
 from grpo_ext.models import tiny_policy
-from grpo_ext.rollouts.adapters import AdapterFolder
+from grpo_ext.rollouts.vllm.adapters import AdapterFolder
 folder = AdapterFolder(sys.argv[1])
 folder.write(tiny_policy(lora_r=4)[0])
 if os.fork() == 0:

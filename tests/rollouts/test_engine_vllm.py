@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from real_vllm import ENVIRONMENT, log_softmax_after, logps, policy, save_tiny
 from torch import Tensor
 
 from grpo_ext.rollouts.strategies import GroupSize
-from grpo_ext.rollouts.vllm_engine import EngineOptions, EngineRollouts
-from grpo_ext.rollouts.vllm_requests import Sampling, Search
+from grpo_ext.rollouts.vllm.engine import EngineOptions, EngineRollouts
+from grpo_ext.rollouts.vllm.requests import Sampling, Search
+from real_vllm import ENVIRONMENT, log_softmax_after, logps, policy, save_tiny
 
 pytestmark = pytest.mark.vllm
 

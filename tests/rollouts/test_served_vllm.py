@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from real_vllm import kill, logps, policy, save_tiny, served
 
-from grpo_ext.rollouts.adapters import AdapterFolder
 from grpo_ext.rollouts.strategies import GroupSize
-from grpo_ext.rollouts.vllm_requests import Sampling, Search
-from grpo_ext.rollouts.vllm_rollouts import Rows
-from grpo_ext.rollouts.vllm_servers import ServerOptions, ServerRollouts
+from grpo_ext.rollouts.vllm.adapters import AdapterFolder
+from grpo_ext.rollouts.vllm.requests import Sampling, Search
+from grpo_ext.rollouts.vllm.rollouts import Rows
+from grpo_ext.rollouts.vllm.servers import ServerOptions, ServerRollouts
+from real_vllm import kill, logps, policy, save_tiny, served
 
 pytestmark = pytest.mark.vllm
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from fake_vllm import FakeVLLM, fakes
 from safetensors.torch import load_file
 
+from fake_vllm import FakeVLLM, fakes
 from grpo_ext.models import tiny_policy
-from grpo_ext.rollouts.adapters import AdapterFolder
 from grpo_ext.rollouts.strategies import GroupSize
-from grpo_ext.rollouts.vllm_requests import Sampling, Search
-from grpo_ext.rollouts.vllm_rollouts import Rows
-from grpo_ext.rollouts.vllm_servers import ServerOptions, ServerRollouts
+from grpo_ext.rollouts.vllm.adapters import AdapterFolder
+from grpo_ext.rollouts.vllm.requests import Sampling, Search
+from grpo_ext.rollouts.vllm.rollouts import Rows
+from grpo_ext.rollouts.vllm.servers import ServerOptions, ServerRollouts
 
 OPTIONS = ServerOptions(urls=[], base="elsewhere/tiny", timeout=5.0, patience=5.0, first_wait=0.05)
 
@@ -228,6 +228,21 @@ def test_beams_are_unique_and_stand_before_the_samples(caplog: pytest.LogCapture
         with pytest.raises(ValueError, match="needs the 4 rows of a group in one process, and rows 0 to 3"):
             made.model.train()
             made.generate(rows(3, 2), None, 4)
+
+
+def test_beams_that_end_alike_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    with fakes({}) as servers, caplog.at_level(logging.WARNING, "grpo_ext"):
+        search = Search("beam", GroupSize(completions=4, beams=4))
+        made = rollouts(servers, search=search, needs_logprobs=False)
+        made.model.train()
+        # The search goes on after an end token that it does not know: two beams are the same up to there
+        beams = [[9, 1, 5], [8, 8, 8], [9, 1, 6], [7, 1]]
+        choice = FakeVLLM._choice
+        servers[0]._choice = lambda body, index: {**choice(servers[0], body, index), "token_ids": beams[index]}
+        _, completions, found, _ = made.generate([[5, 5]] * 4, None, 4)
+    assert completions == [[9, 1], [8, 8, 8], [7, 1], [9, 1]]
+    assert [len(values) for values in found] == [2, 3, 2, 2]
+    assert "a prompt has 3 different completions, fewer than 4" in caplog.text
 
 
 def test_an_empty_completion_gets_an_end() -> None:

@@ -1,5 +1,9 @@
 """The trainer with adapters swapped into vLLM, against a stand-in for its server; and what is refused."""
 
+import os
+import subprocess
+import sys
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +15,7 @@ from tiny_runs import QUIET, early_letters, largest_difference, make, policy, pr
 
 from fake_vllm import fakes
 from grpo_ext import GRPOExtConfig, GRPOExtTrainer, compat
-from grpo_ext.rollouts.vllm_servers import ServerRollouts
+from grpo_ext.rollouts.vllm.servers import ServerRollouts
 
 SERVED: dict[str, Any] = {"use_vllm": True, "vllm_sync": "adapter", "learning_rate": 0.5, "max_steps": 3}
 
@@ -41,6 +45,28 @@ def test_each_step_is_generated_by_its_own_adapter(tiny_folder: Path, tmp_path: 
         assert len(asked) == 6 and {body["n"] for body in asked} == {4}
         assert {body["temperature"] for body in asked} == {0.9}
         assert len({body["model"] for body in asked}) == 3
+
+
+@pytest.mark.slow
+def test_each_process_sends_its_own_rows(tiny_folder: Path, tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    paths = [here.parents[1], here, os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "CUDA_VISIBLE_DEVICES": ""}
+    with fakes({"root": str(tiny_folder), "vary": True}) as (server,):
+        command += [str(here / "vllm_processes.py"), str(tiny_folder), str(tmp_path), server.url]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr[-4000:]
+        ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+        sent = [body for body in server.bodies if body["prompt"] != [1, 2, 3]]
+        # Two groups of four on each process and step, and each group sent once, by its own process
+        assert Counter(tuple(body["prompt"]) for body in sent) == Counter(
+            tuple(prompt) for rank in ranks for prompt in rank["asked"][::4]
+        )
+        assert len(sent) == 8 and {body["n"] for body in sent} == {4}
+        # One adapter for both: that of the check, and one for each step
+        assert len(server.weights) == 3 and len({body["model"] for body in sent}) == 2
+    assert largest_difference(ranks[0]["weights"], ranks[1]["weights"]) == 0.0
 
 
 def test_beams_come_from_the_servers(tiny_folder: Path, tmp_path: Path) -> None:

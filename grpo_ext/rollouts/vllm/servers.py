@@ -9,12 +9,12 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from grpo_ext.rollouts.adapters import Adapter, AdapterFolder, engine_rank
-from grpo_ext.rollouts.fleet import Fleet
-from grpo_ext.rollouts.vllm_base import same_model
-from grpo_ext.rollouts.vllm_http import Refused, Server, ServerDown, completion_of
-from grpo_ext.rollouts.vllm_requests import Answers, Completion, Request, Sampling, Search
-from grpo_ext.rollouts.vllm_rollouts import AdapterRollouts
+from grpo_ext.rollouts.vllm.adapters import Adapter, AdapterFolder, engine_rank
+from grpo_ext.rollouts.vllm.base import same_model
+from grpo_ext.rollouts.vllm.fleet import Fleet
+from grpo_ext.rollouts.vllm.requests import Answers, Completion, Request, Sampling, Search
+from grpo_ext.rollouts.vllm.rollouts import AdapterRollouts
+from grpo_ext.rollouts.vllm.server import Refused, Server, ServerDown, completion_of
 
 logger = logging.getLogger("grpo_ext")
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from grpo_ext.rollouts.adapters import Adapter
-from grpo_ext.rollouts.vllm_requests import (
+from grpo_ext.rollouts.vllm.adapters import Adapter
+from grpo_ext.rollouts.vllm.requests import (
     Answers,
     Completion,
     Request,
@@ -90,8 +90,10 @@ class AdapterRollouts(ABC):
     def _unique(self, found: list[Completion], count: int) -> list[Completion]:
         """The best `count` different beams; where there are fewer, they are repeated in turn."""
         # The search knows one end token, a model may have several
-        cut = [self._ended(completion) for completion in found]
-        different = list({tuple(completion.tokens): completion for completion in reversed(cut)}.values())[::-1]
+        firsts: dict[tuple[int, ...], Completion] = {}
+        for completion in map(self._ended, found):
+            firsts.setdefault(tuple(completion.tokens), completion)
+        different = list(firsts.values())
         if len(different) < count:
             logger.warning(
                 "Beams: a prompt has %d different completions, fewer than %d; they are repeated.",

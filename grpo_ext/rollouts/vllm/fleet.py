@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from grpo_ext.rollouts.vllm_http import Refused, Server, ServerDown
+from grpo_ext.rollouts.vllm.server import Refused, Server, ServerDown
 
 logger = logging.getLogger("grpo_ext")
 

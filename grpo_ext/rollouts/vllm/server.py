@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from grpo_ext.rollouts.vllm_requests import Completion, number
+from grpo_ext.rollouts.vllm.requests import Completion, number
 
 # Seconds for a question that needs no computation; loading an adapter reads a few megabytes.
 SHORT = 10.0

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from grpo_ext.rollouts.adapters import AdapterFolder, engine_rank
-from grpo_ext.rollouts.vllm_requests import Answers, Completion, Request, Sampling, Search, number
-from grpo_ext.rollouts.vllm_rollouts import AdapterRollouts
+from grpo_ext.rollouts.vllm.adapters import AdapterFolder, engine_rank
+from grpo_ext.rollouts.vllm.requests import Answers, Completion, Request, Sampling, Search, number
+from grpo_ext.rollouts.vllm.rollouts import AdapterRollouts
 
 logger = logging.getLogger("grpo_ext")
 
@@ -175,8 +175,7 @@ def start_engine(options: EngineOptions, max_lora_rank: int, max_logprobs: int =
         extra: dict[str, Any] = {"distributed_executor_backend": "external_launcher"}
     else:
         extra = {}
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    with _random_state_kept():
+    with _within_this_process(), _random_state_kept():
         return LLM(
             model=options.base,
             dtype=str(options.dtype).removeprefix("torch."),
@@ -196,6 +195,20 @@ def start_engine(options: EngineOptions, max_lora_rank: int, max_logprobs: int =
             max_num_batched_tokens=4096,
             **extra,
         )
+
+
+@contextmanager
+def _within_this_process() -> Iterator[None]:
+    """vLLM reads off the environment whether an engine computes in a process of its own."""
+    name = "VLLM_ENABLE_V1_MULTIPROCESSING"
+    before = os.environ.get(name)
+    os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 @contextmanager
