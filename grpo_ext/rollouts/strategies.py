@@ -92,7 +92,7 @@ def _filled(beams: Beams, count: int) -> Tensor:
             len(found),
             count,
         )
-    places = torch.arange(count, device=found.device)[None] % found.clamp(max=count)[:, None]
+    places = torch.arange(count, device=found.device)[None] % found[:, None]
     return beams.tokens.gather(1, places[:, :, None].expand(*places.shape, beams.tokens.size(2)))
 
 

@@ -4,11 +4,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
 
 from grpo_ext.models import tiny_policy
 from grpo_ext.models.policy import add_lora
 from grpo_ext.rollouts.local import LocalGroups
+from grpo_ext.rollouts.sampling import Rules
 from grpo_ext.scoring.attention import use_tree_attention
 
 EOS = (1, *range(30, 55))
@@ -56,6 +62,38 @@ def test_a_seed_gives_the_completions_of_transformers(lora: bool, fields: dict[s
     assert torch.equal(found, wanted)
     ended = torch.isin(wanted[:, 4:], torch.tensor(EOS)).any(1)
     assert ended.any() or not fields.get("do_sample", True)
+
+
+def test_ended_rows_that_wait_to_be_dropped_stay_ended() -> None:
+    model = policy()
+    # One ended row of 40 is not yet worth the copy
+    many = batch([[5, 6, 8, 9], [20, 21]], [25, 15])
+    wanted = draw(model, many, 12)
+    with LocalGroups().within(model):
+        assert torch.equal(draw(model, many, 12), wanted)
+
+
+class Penalty:
+    """transformers' repetition penalty as its newer versions have it: told where each row of the batch begins."""
+
+    def __init__(self, penalty: float, prompt_ignore_length: torch.Tensor) -> None:
+        self.penalty, self.prompt_ignore_length = penalty, prompt_ignore_length
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        result = scores.clone()
+        for row, start in enumerate(self.prompt_ignore_length.tolist()):
+            result[row, ids[row, start:]] /= self.penalty
+        return result
+
+
+def test_a_penalty_knows_the_padding_of_the_rows_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grpo_ext.rollouts.sampling.RepetitionPenaltyLogitsProcessor", Penalty)
+    processors = LogitsProcessorList([Penalty(2.0, torch.tensor([0, 0, 2, 2]))])
+    rules = Rules(processors, StoppingCriteriaList(), 0, first_rows=torch.tensor([0, 2]))
+    ids = torch.tensor([[0, 0, 3], [0, 0, 3], [0, 4, 3]])
+    found = rules.scores(ids, torch.ones(3, 5), torch.tensor([1, 0, 0]))
+    # Token 0 is padding in a row of the second prompt, and a token like others in those of the first
+    assert found.tolist() == [[1, 1, 1, 0.5, 1], [0.5, 1, 1, 0.5, 1], [0.5, 1, 1, 0.5, 0.5]]
 
 
 def test_ended_rows_cost_nothing() -> None:

@@ -1,5 +1,6 @@
 """Attention over a tree against softmax under the tree's dense mask: values and gradients."""
 
+from itertools import pairwise
 from typing import Any
 from unittest import mock
 
@@ -107,42 +108,42 @@ def test_padding_of_a_batch_never_overflows() -> None:
         assert gradient.isfinite().all()
 
 
-def plain_packed(
-    query: Tensor, key: Tensor, value: Tensor, blocks_: varlen.Packed, scale: float
-) -> tuple[Tensor, Tensor]:
-    """What the kernel's documentation says, block after block."""
+def blocks_of(ends: Tensor, longest: int) -> list[slice]:
+    stops = ends.tolist()
+    assert ends.dtype == torch.int32 and stops[0] == 0
+    assert longest == max(stop - start for start, stop in pairwise(stops))
+    return [slice(start, stop) for start, stop in pairwise(stops)]
+
+
+def kernel(
+    query: Tensor, key: Tensor, value: Tensor, query_ends: Tensor, key_ends: Tensor, most_queries: int, most_keys: int,
+    dropout: float, causal: bool, debug: bool, *, scale: float,
+) -> tuple[Any, ...]:  # fmt: skip
+    """torch's variable-length flash kernel by its documentation, block after block; log-sum-exp is (H, L)."""
     outs, sums = [], []
-    query_ends, key_ends = blocks_.query_ends.tolist(), blocks_.key_ends.tolist()
-    for block in range(len(query_ends) - 1):
-        q = query[query_ends[block] : query_ends[block + 1]].transpose(0, 1)[None]
-        k, v = (x[key_ends[block] : key_ends[block + 1]].transpose(0, 1)[None] for x in (key, value))
-        out, lse = blocks.block_attention(q, k, v, blocks_.causal, scale)
+    for mine, theirs in zip(blocks_of(query_ends, most_queries), blocks_of(key_ends, most_keys), strict=True):
+        q = query[mine].transpose(0, 1)[None]
+        k, v = (x[theirs].transpose(0, 1)[None] for x in (key, value))
+        out, lse = blocks.block_attention(q, k, v, causal, scale)
         outs.append(out[0].transpose(0, 1))
-        sums.append(lse[0].T)
-    return torch.cat(outs), torch.cat(sums)
+        sums.append(lse[0])
+    return torch.cat(outs), torch.cat(sums, 1), None, None, None
 
 
-def plain_packed_backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    blocks_: varlen.Packed,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def kernel_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, query_ends: Tensor,
+    key_ends: Tensor, most_queries: int, most_keys: int, dropout: float, causal: bool, state: Tensor, unused: Tensor,
+    *, scale: float,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    assert lse.shape == (query.size(1), len(query)) and all(x.is_contiguous() for x in (grad, query, key, value, lse))
     totals: list[list[Tensor]] = [[], [], []]
-    query_ends, key_ends = blocks_.query_ends.tolist(), blocks_.key_ends.tolist()
-    for block in range(len(query_ends) - 1):
-        mine = slice(query_ends[block], query_ends[block + 1])
-        g, q, o, s = (x[mine].transpose(0, 1)[None] for x in (grad, query, out, lse))
-        k, v = (x[key_ends[block] : key_ends[block + 1]].transpose(0, 1)[None] for x in (key, value))
-        parts = blocks.block_attention_backward(g, q, k, v, o, s, blocks_.causal, scale)
+    for mine, theirs in zip(blocks_of(query_ends, most_queries), blocks_of(key_ends, most_keys), strict=True):
+        g, q, o = (x[mine].transpose(0, 1)[None] for x in (grad, query, out))
+        k, v = (x[theirs].transpose(0, 1)[None] for x in (key, value))
+        parts = blocks.block_attention_backward(g, q, k, v, o, lse[:, mine][None], causal, scale)
         for total, part in zip(totals, parts, strict=True):
             total.append(part[0].transpose(0, 1))
-    d_query, d_key, d_value = (torch.cat(total) for total in totals)
-    return d_query, d_key, d_value
+    return tuple(torch.cat(total) for total in totals)
 
 
 @given(pairs=rows, kv=st.integers(1, 2), groups=st.integers(1, 3), least=st.sampled_from([1, 3, 64]))
@@ -150,27 +151,22 @@ def plain_packed_backward(
 def test_two_packed_calls_equal_the_dense_mask(pairs: Any, kv: int, groups: int, least: int) -> None:
     with (
         mock.patch.object(sdpa, "LEAST_KEYS", least),
-        mock.patch.object(varlen, "packed_attention", plain_packed),
-        mock.patch.object(varlen, "packed_attention_backward", plain_packed_backward),
+        mock.patch.object(torch.ops.aten, "_flash_attention_forward", kernel),
+        mock.patch.object(torch.ops.aten, "_flash_attention_backward", kernel_backward),
         mock.patch.object(varlen, "KERNEL_DTYPES", (torch.float64,)),
     ):
         compare(tree_of(pairs), kv, groups, "varlen")
 
 
-def test_packed_calls_reach_the_kernel_with_the_shapes_it_documents() -> None:
-    # Without a GPU the kernel itself cannot run, but torch knows the shapes that it takes and gives
-    tree = tree_of([([1, 2], [3, 3, 2]), ([1, 2], [3, 2]), ([1, 3], [2])]).to(torch.device("meta"))
+def test_packed_calls_fit_the_kernel_of_this_torch() -> None:
+    # Without a GPU the kernel itself cannot run, but torch knows the arguments that it takes and the shapes it gives
+    device = torch.device("meta")
     assert not varlen.VarlenTree.serves(torch.device("cpu")) and varlen.VarlenTree.serves(torch.device("cuda"))
-    blocks_ = varlen.Packed(
-        [torch.arange(3), torch.arange(2)], [torch.arange(4), torch.arange(1)], False, tree.ids.device
-    )
-    assert (blocks_.most_queries, blocks_.most_keys) == (3, 4) and blocks_.query_ends.dtype == torch.int32
-    query, key, value = (
-        torch.empty(n, h, 64, dtype=torch.bfloat16, device="meta") for n, h in ((5, 4), (5, 2), (5, 2))
-    )
-    out, lse = varlen.packed_attention(query, key, value, blocks_, 0.1)
+    packed = varlen.Packed([torch.arange(3), torch.arange(2)], [torch.arange(4), torch.arange(1)], False, device)
+    query, key, value = (torch.empty(5, heads, 64, dtype=torch.bfloat16, device=device) for heads in (4, 2, 2))
+    out, lse = varlen.packed_attention(query, key, value, packed, 0.1)
     assert out.shape == query.shape and lse.shape == (5, 4)
-    gradients = varlen.packed_attention_backward(out, query, key, value, out, lse, blocks_, 0.1)
+    gradients = varlen.packed_attention_backward(out, query, key, value, out, lse, packed, 0.1)
     assert [x.shape for x in gradients] == [query.shape, key.shape, value.shape]
 
 
