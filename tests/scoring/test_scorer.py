@@ -1,6 +1,7 @@
 """Both scorers against the plain forward pass of a padded batch: log-probabilities, entropies and all gradients."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from grpo_ext.models import tiny_policy
+from grpo_ext.models import load_policy, tiny_policy
 from grpo_ext.scoring.attention import use_tree_attention
 from grpo_ext.scoring.check import check_tree
 from grpo_ext.scoring.scorer import SCORERS, give_hidden_states, make_head, score_padded, score_tree
@@ -206,6 +207,23 @@ def test_gradient_checkpointing(reentrant: bool) -> None:
     ours.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     ours.enable_input_require_grads()
     compare("tree", model, ours.train(), [(4, 3), (4, 5), (2, 1)], 1, 1)
+
+
+def test_four_bit_weights_under_an_adapter(tmp_path: Path) -> None:
+    whole, tokenizer = tiny_policy(seed=0)
+    whole.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model, ours = (load_policy(tmp_path, load_in_4bit=True, dtype="float32", lora_r=4)[0] for _ in range(2))
+    torch.manual_seed(0)
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.05)
+    ours.load_state_dict(
+        {name: weight for name, weight in model.state_dict().items() if "lora_" in name}, strict=False
+    )
+    give_hidden_states(bare(ours))
+    use_tree_attention(bare(ours))
+    compare("tree", model, ours, [(4, 3), (4, 5), (4, 1), (2, 1)], 1, 1)
 
 
 def test_the_check_passes_on_a_right_tree() -> None:
