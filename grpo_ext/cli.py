@@ -55,8 +55,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def parse(recipe: type[Recipe], argv: Sequence[str], defaults: dict[str, Any]) -> tuple[Recipe, GRPOExtConfig]:
-    """Read a command line into the recipe's arguments and the trainer's config.
+def layered(recipe: type[Any], argv: Sequence[str], defaults: dict[str, Any]) -> tuple[TrlParser, list[str]]:
+    """A parser whose defaults are the layers below the flags, and the flags.
 
     Args:
         recipe: dataclass of the recipe; it must have a field `preset`.
@@ -64,18 +64,18 @@ def parse(recipe: type[Recipe], argv: Sequence[str], defaults: dict[str, Any]) -
         defaults: values that stand below a preset.
 
     Returns:
-        The recipe's arguments and the config.
+        The parser, and the words without `--config`.
 
     Raises:
         OSError: the YAML file cannot be read.
-        ValueError: an unknown preset or key, or a value that its field does not take.
+        ValueError: an unknown preset or key.
     """
     argv = list(argv)
     path = _flag(argv, "config")
     from_file = read_yaml(path) if path is not None else {}
     if "env" in from_file:
         raise ValueError(f"`env` in {path!r} is not supported; set environment variables in the shell.")
-    known = {spec.name for cls in (recipe, GRPOExtConfig) for spec in fields(cls) if spec.init}  # type: ignore[arg-type]
+    known = {spec.name for cls in (recipe, GRPOExtConfig) for spec in fields(cls) if spec.init}
     for key in from_file:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
@@ -92,6 +92,25 @@ def parse(recipe: type[Recipe], argv: Sequence[str], defaults: dict[str, Any]) -
     while "--config" in rest:
         at = rest.index("--config")
         del rest[at : at + 2]
+    return parser, rest
+
+
+def parse(recipe: type[Recipe], argv: Sequence[str], defaults: dict[str, Any]) -> tuple[Recipe, GRPOExtConfig]:
+    """Read a command line into the recipe's arguments and the trainer's config.
+
+    Args:
+        recipe: dataclass of the recipe; it must have a field `preset`.
+        argv: the words after the command.
+        defaults: values that stand below a preset.
+
+    Returns:
+        The recipe's arguments and the config.
+
+    Raises:
+        OSError: the YAML file cannot be read.
+        ValueError: an unknown preset or key, or a value that its field does not take.
+    """
+    parser, rest = layered(recipe, argv, defaults)
     arguments, config = parser.parse_args_into_dataclasses(args=rest)
     return arguments, config
 

@@ -28,9 +28,12 @@ LEVELS = {
     "callbacks": 3,
     "report": 4,
     "hub": 4,
+    "doctor": 4,
     "bench": 5,
     "recipes": 5,
     "cli": 5,
+    "plan": 5,
+    "__main__": 5,
 }
 # The facade imports rooms lazily. What a user would write may import it, the rooms below only the version number.
 FACADE = "__init__"
