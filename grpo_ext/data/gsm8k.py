@@ -1,11 +1,10 @@
 """GSM8K (Cobbe et al., arXiv 2110.14168): grade-school word problems with worked answers."""
 
-import random
 import re
-from typing import Any
 
 import datasets
 
+from grpo_ext.data.rows import asked, chosen_rows
 from grpo_ext.data.sources import find
 from grpo_ext.rewards.formats import HASH, AnswerFormat, answer_format_named
 from grpo_ext.rewards.numbers import parse_number
@@ -51,14 +50,8 @@ def gsm8k(
         raise ValueError(f"split is {split!r}; GSM8K has {' and '.join(FILES)}.")
     row_format = answer_format_named(answer_format)
     rows = find(FILES[split], HUB, HUB_CONFIG, split, columns=("question", "answer"))
-    chosen = list(range(len(rows)))
-    if size is not None:
-        if not 1 <= size <= len(rows):
-            raise ValueError(f"size is {size}; the {split} split has from 1 to {len(rows)} problems to draw.")
-        random.Random(seed).shuffle(chosen)
-        chosen = chosen[:size]
     examples = []
-    for index in chosen:
+    for index in chosen_rows(len(rows), size, seed, split):
         row = rows[index]
         question, worked = row["question"], row["answer"]
         if not isinstance(question, str) or not isinstance(worked, str):
@@ -66,7 +59,7 @@ def gsm8k(
         answer, solution = _gold(worked, row_format, f"GSM8K {split}, row {index}")
         examples.append(
             {
-                "prompt": _prompt(question.strip(), row_format, system_prompt, conversational),
+                "prompt": asked(question.strip(), row_format, system_prompt, conversational),
                 "answer": answer,
                 "question": question,
                 "solution": solution,
@@ -84,14 +77,3 @@ def _gold(worked: str, row_format: AnswerFormat, where: str) -> tuple[str, str]:
         raise ValueError(f"{where}: column 'answer' must end with a line such as '#### 18', found {worked[-40:]!r}.")
     steps = _CALCULATOR.sub("", worked[: span.start]).rstrip()
     return answer, f"{steps}\n{row_format.render(answer)}"
-
-
-def _prompt(
-    question: str, row_format: AnswerFormat, system_prompt: str | None, conversational: bool
-) -> str | list[dict[str, Any]]:
-    """Put the question and the sentence that asks for the format into a prompt."""
-    asked = f"{question}\n\n{row_format.instruction}"
-    if not conversational:
-        return (asked if system_prompt is None else f"{system_prompt}\n\n{asked}") + "\n"
-    system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
-    return [*system, {"role": "user", "content": asked}]

@@ -27,9 +27,9 @@ def log_inclusion_weights(logps: Tensor, threshold: Tensor) -> Tensor:
 def advantages_without_replacement(rewards: Tensor, groups: Tensor, logps: Tensor, log_weights: Tensor) -> Tensor:
     """A_i = f_i (1 − p_i + w_i) − Σ_j w_j f_j with w = p / q.
 
-    For groups of two and more, Σ w_i A_i ∇log p_i is an unbiased estimate of ∇E[f]: the sum is a baseline, and what the completion itself adds to
-    it is taken out again (Kool, van Hoof & Welling 2019, "Buy 4 REINFORCE Samples, Get a Baseline for Free!", the
-    estimator for samples without replacement).
+    For groups of two and more, Σ w_i A_i ∇log p_i is an unbiased estimate of ∇E[f]: the sum is a baseline, and what
+    the completion itself adds to it is taken out again (Kool, van Hoof & Welling 2019, "Buy 4 REINFORCE Samples, Get a
+    Baseline for Free!", the estimator for samples without replacement).
 
     Args:
         rewards: (R,) f, NaN where not scored.

@@ -3,6 +3,7 @@
 Data and rewards share the rows of `ANSWER_FORMATS`, so the format that a prompt asks for is the one that is checked.
 """
 
+import functools
 import re
 from collections import deque
 from collections.abc import Callable
@@ -107,6 +108,23 @@ def _locate_boxed(text: str) -> AnswerSpan | None:
     return AnswerSpan(start, end + 1, text[inside:end].strip())
 
 
+# To the end of the line; the sentence may go on in mathematics, and its last full stop is no part of the answer.
+_SENTENCE = re.compile(r"\b[Aa]nswer(?:[ \t]+is(?![A-Za-z])[ \t]*:?|[ \t]*:)[ \t*]*([^\n]*)")
+_CHINESE = re.compile(r"答案?[ \t]*(?:应该|应)?[ \t]*(?:是|为|[:：])[ \t*]*([^\n]*)")
+
+
+def _locate_sentence(pattern: re.Pattern[str], ends: str, text: str) -> AnswerSpan | None:
+    """Find the last line part after a phrase that announces the answer, if it holds something."""
+    last = None
+    for found in pattern.finditer(text):
+        answer = found[1].strip().rstrip("*").rstrip()
+        for end in ends:
+            answer = answer.removesuffix(end)
+        if answer.strip():
+            last = AnswerSpan(found.start(), found.end(), answer.strip())
+    return last
+
+
 HASH = AnswerFormat(
     name="hash",
     instruction='End with a last line that holds "#### " followed by the final answer and nothing else.',
@@ -128,11 +146,27 @@ TAGS = AnswerFormat(
     closing="</answer>",
     locate=_locate_tags,
 )
+SENTENCE = AnswerFormat(
+    name="sentence",
+    instruction='End with the sentence "The answer is ..." and write nothing after it.',
+    opening="The answer is ",
+    closing=".",
+    locate=functools.partial(_locate_sentence, _SENTENCE, "."),
+)
+CHINESE = AnswerFormat(
+    name="chinese",
+    instruction="最后一行只写“答案是”和最终答案。",
+    opening="答案是",
+    closing="。",
+    locate=functools.partial(_locate_sentence, _CHINESE, "。."),
+)
 
 ANSWER_FORMATS: dict[str, AnswerFormat] = {
     "hash": HASH,
     "boxed": BOXED,
     "tags": TAGS,
+    "sentence": SENTENCE,
+    "chinese": CHINESE,
 }
 
 

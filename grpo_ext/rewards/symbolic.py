@@ -24,6 +24,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -48,6 +49,8 @@ COMMANDS = frozenset(
     lfloor rfloor lceil rceil lvert rvert vert langle rangle overline angle triangle ldots dots
     """.split()
 )
+EXACT_DIGITS = 12  # decimals are read with fifteen
+SAMPLE_POINTS = (Fraction(3, 5), Fraction(17, 11))
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 # Delimiters of mathematics around the answer; escaped ones are money.
 _DELIMITERS = re.compile(r"\\[()\[\]]|(?<!\\)\$")
@@ -58,6 +61,13 @@ _LOCK = threading.Lock()
 
 class OutOfBoundsError(BaseException):
     """Bound 3 is reached. Not an Exception, because math-verify and sympy catch those and go on."""
+
+
+class Work:
+    """What is left of a budget of calls that several readings and comparisons share."""
+
+    def __init__(self, calls: int) -> None:
+        self.calls = calls
 
 
 def _within_bounds(text: str) -> bool:
@@ -136,9 +146,13 @@ def _is_large(power_rule: FrameType) -> bool:
     return bits > MAX_DIGITS / math.log10(2) * int(exponent.q)
 
 
-def _bounded(work: Callable[[], T], default: T) -> T:
-    """Run `work` within bound 3; return `default` if it needs more."""
+def _bounded(work: Callable[[], T], default: T, shared: Work | None = None) -> T:
+    """Run `work` within bound 3, and within what is left of `shared`; return `default` if it needs more."""
     import sympy
+
+    most = MAX_CALLS if shared is None else min(MAX_CALLS, shared.calls)
+    if most <= 0:
+        return default
 
     integer_power, rational_power = sympy.Integer._eval_power.__code__, sympy.Rational._eval_power.__code__
     calls = 0
@@ -150,7 +164,7 @@ def _bounded(work: Callable[[], T], default: T) -> T:
         if (code is integer_power or code is rational_power) and _is_large(frame):
             raise OutOfBoundsError
         # A generator or finaliser may have been entered by the garbage collector, where the error would be lost.
-        if calls > MAX_CALLS and not (code.co_flags & inspect.CO_GENERATOR or code.co_name == "__del__"):
+        if calls > most and not (code.co_flags & inspect.CO_GENERATOR or code.co_name == "__del__"):
             raise OutOfBoundsError
 
     with _LOCK:
@@ -164,6 +178,8 @@ def _bounded(work: Callable[[], T], default: T) -> T:
             return default
         finally:
             sys.settrace(before)
+            if shared is not None:
+                shared.calls -= calls
 
 
 def _forget_unfinished_work() -> None:
@@ -203,11 +219,12 @@ def _is_no_timeout_warning(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("Timeout is disabled")
 
 
-def read_expressions(text: str) -> Expressions | None:
+def read_expressions(text: str, work: Work | None = None) -> Expressions | None:
     """Parse the LaTeX of one answer.
 
     Args:
         text: The answer alone, with or without dollar signs around it.
+        work: A budget that this call shares with others.
 
     Returns:
         math-verify's reading of it, or `None` when it is out of bounds or not mathematics.
@@ -221,25 +238,46 @@ def read_expressions(text: str) -> Expressions | None:
         return None
     boxed = f"\\boxed{{{text}}}"
     expressions = _bounded(
-        lambda: parse(boxed, [config], fallback_mode="no_fallback", parsing_timeout=None), default=None
+        lambda: parse(boxed, [config], fallback_mode="no_fallback", parsing_timeout=None), default=None, shared=work
     )
     if not expressions or not all(map(_affordable, expressions)):
         return None
     return expressions
 
 
-def equivalent(gold: Expressions, answer: str) -> bool:
+def equivalent(gold: Expressions, answer: str, work: Work | None = None, exact: bool = False) -> bool:
     """Tell whether the LaTeX `answer` equals the parsed `gold`; an answer that is out of bounds does not.
 
     Args:
         gold: What `read_expressions` returned for the gold answer.
         answer: The completion's answer alone.
+        work: A budget that this call shares with others.
+        exact: Whether the two must also agree in `EXACT_DIGITS` digits at sample points. math-verify rounds to six
+            decimals, so that 3.141593 is π to it.
 
     Returns:
         math-verify's verdict.
     """
     _, verify, _ = _library()
-    expressions = read_expressions(answer)
-    if expressions is None:
+    expressions = read_expressions(answer, work)
+    if expressions is None or not _bounded(lambda: verify(gold, expressions, timeout_seconds=None), False, work):
         return False
-    return _bounded(lambda: verify(gold, expressions, timeout_seconds=None), default=False)
+    return not exact or _bounded(lambda: _agree(gold[0], expressions[0]), False, work)
+
+
+def _agree(gold: Any, answer: Any) -> bool:
+    """Tell whether two expressions have the same value at sample points, as far as they have values."""
+    import sympy
+
+    if not (isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr)):
+        return isinstance(gold, sympy.Expr) == isinstance(answer, sympy.Expr)
+    symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
+    for start in SAMPLE_POINTS:
+        point = {symbol: sympy.Rational(start) + sympy.Rational(place, 7) for place, symbol in enumerate(symbols)}
+        # doit(), because math-verify leaves what it read unevaluated
+        left, right = (sympy.N(side.subs(point).doit(), 30) for side in (gold, answer))
+        if not (left.is_number and right.is_number and left.is_finite and right.is_finite):
+            continue
+        if abs(left - right) > abs(left) * sympy.Float(10) ** -EXACT_DIGITS:
+            return False
+    return True

@@ -162,5 +162,6 @@ def test_errors_of_the_function_come_through() -> None:
 
 @pytest.mark.parametrize("name", sorted(REWARDS))
 def test_our_own_rewards_pass(name: str) -> None:
-    rewards = checked(REWARDS[name])(**CALL, answer=["1", None, "2"], answer_format=["hash", "boxed", "tags"])
+    columns = {"answer": ["1", None, "2"], "answer_format": ["hash", "boxed", "tags"], "tests": [None, ["1"], ["2"]]}
+    rewards = checked(REWARDS[name])(**CALL, **columns)
     assert len(rewards) == 3

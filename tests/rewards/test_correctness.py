@@ -44,7 +44,12 @@ def test_names_under_which_trl_logs() -> None:
         "correct_final": "correct_final",
         "correct": "correct",
         "math_verify": "math_verify",
+        "correct_math_strict": "correct_math_strict",
+        "correct_math": "correct_math",
         "format": "format_reward",
+        "code": "code",
+        "json": "json",
+        "language": "language_consistency",
     }
 
 
@@ -216,8 +221,11 @@ HOSTILE = {
 }
 
 
+ON_ANSWERS = {name: reward for name, reward in REWARDS.items() if name not in ("code", "json", "language")}
+
+
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-@pytest.mark.parametrize("reward", REWARDS.values(), ids=REWARDS)
+@pytest.mark.parametrize("reward", ON_ANSWERS.values(), ids=ON_ANSWERS)
 def test_hostile_text_is_scored_in_time(reward: Reward, text: str) -> None:
     columns = {"answer": [r"\cot x"] if reward is math_verify else ["5"]}
     math_verify(["1"], answer=["1"])  # loads sympy

@@ -149,6 +149,21 @@ def test_one_thread_at_a_time_is_in_sympy() -> None:
         assert job.result(timeout=60) is True
 
 
+@pytest.mark.parametrize(
+    ("gold", "rounded"), [(r"\pi", "3.141593"), (r"3\sqrt{13}", "10.816654"), ("x/3", "0.333333x")]
+)
+def test_exactly_equal_is_more_than_equal_to_six_decimals(gold: str, rounded: str) -> None:
+    expressions = read_expressions(gold)
+    assert expressions is not None
+    assert equivalent(expressions, gold, exact=True) and not equivalent(expressions, rounded, exact=True)
+
+
+def test_a_shared_budget_is_spent() -> None:
+    gold, work = read_expressions("x^2+2x+1"), symbolic.Work(symbolic.MAX_CALLS)
+    assert gold is not None and equivalent(gold, "(x+1)^2", work) and 0 < work.calls < symbolic.MAX_CALLS
+    assert not equivalent(gold, "(x+1)^2", symbolic.Work(100)) and not equivalent(gold, "(x+1)^2", symbolic.Work(0))
+
+
 def test_the_warning_about_timeouts_is_not_shown(caplog: pytest.LogCaptureFixture) -> None:
     read_expressions("1")
     with caplog.at_level(logging.WARNING):

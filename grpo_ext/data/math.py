@@ -1,0 +1,64 @@
+"""MATH (Hendrycks et al., arXiv 2103.03874): competition problems with answers in LaTeX, its 500 held-out problems."""
+
+import datasets
+
+from grpo_ext.data.rows import asked, chosen_rows, written
+from grpo_ext.data.sources import find
+from grpo_ext.rewards.formats import answer_format_named
+
+HUB = "HuggingFaceH4/MATH-500"
+FILES = {
+    "test": "math500_dev.jsonl",
+}
+
+
+def math(
+    split: str = "test",
+    answer_format: str = "boxed",
+    system_prompt: str | None = None,
+    conversational: bool = True,
+    size: int | None = None,
+    seed: int = 0,
+) -> datasets.Dataset:
+    r"""Load MATH-500 with prompts that ask for one answer format.
+
+    Args:
+        split: "test", the one split: 500 problems on the hub, or as many as the file in the folder has.
+        answer_format: Name of a row of `grpo_ext.rewards.ANSWER_FORMATS`.
+        system_prompt: Text of a system message, or the beginning of a plain prompt.
+        conversational: Whether prompts are lists of messages, or else plain strings.
+        size: Number of problems to draw at random; `None` takes all, in their order.
+        seed: Seed of that draw. With one seed, a smaller draw is the beginning of a larger one.
+
+    Returns:
+        Rows with the columns `prompt`; `answer`, the gold answer in LaTeX; `question`; `solution`, the worked answer,
+        its last line in the asked-for format; `subject`; `level` from 1 to 5; and `answer_format`. Score them with
+        `correct_math` or `correct_math_strict`.
+
+    Raises:
+        ValueError: An unknown split or format, a size out of range, or a malformed row.
+        FileNotFoundError: The data set is neither in the folder GRPO_EXT_DATA nor on the hub.
+    """
+    if split not in FILES:
+        raise ValueError(f"split is {split!r}; MATH-500 has {' and '.join(FILES)}.")
+    row_format = answer_format_named(answer_format)
+    rows = find(FILES[split], HUB, None, split, columns=("problem", "solution", "answer", "subject", "level"))
+    examples = []
+    for index in chosen_rows(len(rows), size, seed, split):
+        row, where = rows[index], f"MATH {split}, row {index}"
+        for column in ("problem", "solution", "answer"):
+            if not isinstance(row[column], str) or not row[column].strip():
+                raise ValueError(f"{where}: column {column!r} must hold text, found {row[column]!r}.")
+        answer = row["answer"].strip()
+        examples.append(
+            {
+                "prompt": asked(row["problem"].strip(), row_format, system_prompt, conversational),
+                "answer": answer,
+                "question": row["problem"],
+                "solution": f"{row['solution'].rstrip()}\n{written(answer, row_format, where)}",
+                "subject": row["subject"],
+                "level": row["level"],
+                "answer_format": answer_format,
+            }
+        )
+    return datasets.Dataset.from_list(examples)
