@@ -21,6 +21,7 @@ from grpo_ext.models.policy import add_lora
 from grpo_ext.rollouts.vllm.server import Server, ServerDown
 
 START_SECONDS = 240
+PROMPT = [5, 6, 7]
 # One thread: a second busy process beside this one makes threads wait for each other. A gigabyte of cache is plenty.
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
 
@@ -55,6 +56,33 @@ def logps(model: Any, prompt: list[int], completion: list[int], temperature: flo
     """(T,) log-probabilities of a completion's tokens."""
     every = log_softmax_after(model, prompt, completion, temperature)
     return every.gather(1, torch.tensor(completion)[:, None]).squeeze(1)
+
+
+def expected(model: Any, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0) -> Tensor:
+    """(V,) probabilities of the token after PROMPT, from the definitions."""
+    found = log_softmax_after(model, PROMPT, [0], temperature)[0].exp().double()
+    ordered, order = found.sort(descending=True)
+    # The nucleus is the smallest set of the most probable tokens that reaches the mass
+    keep = ordered.cumsum(0) - ordered < top_p
+    keep &= torch.arange(len(ordered)) < (top_k or len(ordered))
+    keep &= ordered >= min_p * ordered[0]
+    found[order[~keep]] = 0
+    return found / found.sum()
+
+
+def chi_square(counts: Tensor, probabilities: Tensor) -> float:
+    """p-value of counts under probabilities; rare tokens share one bin."""
+    total = counts.sum()
+    often = probabilities * total >= 5
+    rest = torch.tensor([probabilities[~often].sum()]) * total
+    wanted = torch.cat([probabilities[often] * total, rest])
+    seen = torch.cat([counts[often], counts[~often].sum()[None]])
+    if wanted[-1] < 5:
+        if seen[-1] > 25:
+            return 0.0
+        wanted, seen = wanted[:-1], seen[:-1]
+    statistic = ((seen - wanted) ** 2 / wanted).sum()
+    return torch.special.gammaincc(torch.tensor((len(wanted) - 1) / 2).double(), statistic / 2).item()
 
 
 def free_port() -> int:

@@ -6,16 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from grpo_ext.rollouts.strategies import GroupSize
 from grpo_ext.rollouts.vllm.engine import EngineOptions, EngineRollouts
 from grpo_ext.rollouts.vllm.requests import Sampling, Search
-from real_vllm import ENVIRONMENT, log_softmax_after, logps, policy, save_tiny
+from real_vllm import ENVIRONMENT, PROMPT, chi_square, expected, logps, policy, save_tiny
 
 pytestmark = pytest.mark.vllm
 
-PROMPT, OTHER = [5, 6, 7], [40, 9, 3, 22]
+OTHER = [40, 9, 3, 22]
 SAMPLES = 4000
 
 
@@ -37,33 +36,6 @@ def with_sampling(engine: EngineRollouts, monkeypatch: pytest.MonkeyPatch, **fie
     monkeypatch.setattr(engine, "sampling", dataclasses.replace(engine.sampling, **fields))
     monkeypatch.setattr(engine, "search", Search())
     return engine
-
-
-def expected(model: Any, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0) -> Tensor:
-    """(V,) probabilities of the token after PROMPT, from the definitions."""
-    found = log_softmax_after(model, PROMPT, [0], temperature)[0].exp().double()
-    ordered, order = found.sort(descending=True)
-    # The nucleus is the smallest set of the most probable tokens that reaches the mass
-    keep = ordered.cumsum(0) - ordered < top_p
-    keep &= torch.arange(len(ordered)) < (top_k or len(ordered))
-    keep &= ordered >= min_p * ordered[0]
-    found[order[~keep]] = 0
-    return found / found.sum()
-
-
-def chi_square(counts: Tensor, probabilities: Tensor) -> float:
-    """p-value of counts under probabilities; rare tokens share one bin."""
-    total = counts.sum()
-    often = probabilities * total >= 5
-    rest = torch.tensor([probabilities[~often].sum()]) * total
-    wanted = torch.cat([probabilities[often] * total, rest])
-    seen = torch.cat([counts[often], counts[~often].sum()[None]])
-    if wanted[-1] < 5:
-        if seen[-1] > 25:
-            return 0.0
-        wanted, seen = wanted[:-1], seen[:-1]
-    statistic = ((seen - wanted) ** 2 / wanted).sum()
-    return torch.special.gammaincc(torch.tensor((len(wanted) - 1) / 2).double(), statistic / 2).item()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from grpo_ext.rollouts.vllm.adapters import AdapterFolder
 from grpo_ext.rollouts.vllm.requests import Sampling, Search
 from grpo_ext.rollouts.vllm.rollouts import Rows
 from grpo_ext.rollouts.vllm.servers import ServerOptions, ServerRollouts
-from real_vllm import kill, logps, policy, save_tiny, served
+from real_vllm import PROMPT, chi_square, expected, kill, logps, policy, save_tiny, served
 
 pytestmark = pytest.mark.vllm
 
@@ -69,6 +70,22 @@ def test_rows_come_from_the_adapter_of_the_last_sync(tiny: str, servers: list) -
     for server in made.fleet.servers:
         loaded = [row["id"] for row in server.models() if row.get("parent")]
         assert loaded == [made.adapter.name]
+        server.unload(made.adapter.name)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"temperature": 0.6}, {"temperature": 0.8, "top_p": 0.7}, {"temperature": 0.9, "top_k": 7}], ids=str
+)
+def test_samples_follow_the_policy(tiny: str, servers: list, fields: dict[str, Any]) -> None:
+    made = rollouts(tiny, servers)
+    made.sampling = dataclasses.replace(made.sampling, max_tokens=1, **fields)
+    _, completions, _, _ = made.generate([PROMPT] * 2000, None, 2000)
+    counts = torch.bincount(torch.tensor([c[0] for c in completions]), minlength=100).double()
+    probabilities = expected(made.model, **fields)
+    assert counts[probabilities == 0].sum() == 0
+    assert chi_square(counts, probabilities) > 1e-4
+    assert chi_square(counts, expected(made.model, temperature=0.4)) < 1e-6
+    for server in made.fleet.servers:
         server.unload(made.adapter.name)
 
 
