@@ -10,6 +10,7 @@ from grpo_ext.ops.aggregation import AGGREGATIONS
 from grpo_ext.ops.kl import KL_CONTROLLERS, KL_ESTIMATORS
 from grpo_ext.ops.ratios import RATIO_LEVELS
 from grpo_ext.ops.surrogates import SURROGATES, Clipping
+from grpo_ext.rewards.process_options import ProcessOptions
 from grpo_ext.rollouts.options import RolloutOptions, choice
 from grpo_ext.scoring.attention import BACKENDS
 
@@ -20,7 +21,7 @@ POLICIES = ("old", "reference")
 
 
 @dataclass
-class GRPOExtConfig(RolloutOptions):
+class GRPOExtConfig(ProcessOptions, RolloutOptions):
     """Everything of `trl.GRPOConfig`, and one field for each axis of the objective.
 
     An own field left at None leaves that choice to TRL's fields (`loss_type`, `scale_rewards`, ...). When no own
@@ -112,6 +113,7 @@ class GRPOExtConfig(RolloutOptions):
         self.check_groups()
         self.check_resampling()
         self.check_vllm()
+        self.check_process()
         objective = self.objective()
         if objective.kl_estimator == "k1" and objective.kl_in_loss and self.beta != 0.0:
             raise ValueError(

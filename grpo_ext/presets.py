@@ -17,6 +17,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         "use_bias_correction_kl": False,  # eq. 4 is the plain k3
         "num_iterations": 1,  # sec. 4.2: a single update after each exploration stage
     },
+    # DeepSeekMath with process supervision; a rule in place of the paper's trained process reward model, hence the
+    # outcome as the reward of the last step
+    "deepseekmath_process": {
+        "process_reward": "calculations",
+        "process_answer_step": "outcome",
+        "process_weight": 1.0,  # sec. 4.1.3: process advantages alone
+        "advantage_baseline": "mean",  # sec. 4.1.3: over all steps of the group
+        "scale_rewards": "group",  # sec. 4.1.3
+        "loss_type": "grpo",  # eq. 3
+        "importance_sampling_level": "token",  # eq. 3
+        "epsilon": 0.2,  # not given in the paper; PPO's
+        "beta": 0.04,  # sec. 4.2
+        "use_bias_correction_kl": False,  # eq. 4 is the plain k3
+        "num_iterations": 1,  # sec. 4.2
+    },
     # Dr. GRPO, 2503.20783
     "dr_grpo": {
         "advantage_baseline": "mean",  # eq. 2

@@ -21,7 +21,7 @@ from grpo_ext.rollouts.resampling import (
     split_rows,
     tokens,
 )
-from grpo_ext.trainer.advantages import AdvantageTrainer
+from grpo_ext.trainer.process import ProcessTrainer
 
 logger = logging.getLogger("grpo_ext")
 
@@ -29,7 +29,7 @@ Inputs = list[dict[str, Any]]
 COLUMNS = ("prompt", "completion", "advantages")
 
 
-class ResampledTrainer(AdvantageTrainer):
+class ResampledTrainer(ProcessTrainer):
     """Calls TRL's generation once a round, and hands over as many rows as the config says.
 
     Metrics of TRL and of reward functions are those of the first round, whose prompts the data loader gave. What

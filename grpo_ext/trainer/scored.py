@@ -207,9 +207,11 @@ class ScoredTrainer(VLLMTrainer):
         found: list[tuple[Tensor, Tensor]] = []
         for rows, gradient in ((alive, True), (~alive, False)):
             if rows.any():
+                # DDP broadcasts buffers in each forward, and processes differ in which rows are dead
+                scored_by = model if gradient else self.accelerator.unwrap_model(model)
                 with torch.set_grad_enabled(gradient):
                     logps, entropies = self._score(
-                        "tree", model, head, ids[rows], mask[rows], keep, True, differentiated
+                        "tree", scored_by, head, ids[rows], mask[rows], keep, True, differentiated
                     )
                 assert entropies is not None
                 found.append((logps, entropies))

@@ -46,6 +46,7 @@ def refusal(folder: Path, **fields: Any) -> str:
 # What each preset composes, but for the clipping constants
 COMPOSED = {
     "deepseekmath": Objective("clip", "seq_mean_token_mean"),
+    "deepseekmath_process": Objective("clip", "seq_mean_token_mean"),
     "dr_grpo": Objective("clip", "seq_mean_token_sum_norm"),
     "dapo": Objective("clip", "token_mean"),
     "gspo": Objective("clip", "seq_mean_token_mean", "sequence"),
@@ -61,6 +62,7 @@ COMPOSED = {
 # (epsilon, epsilon_high), beta, scale, whether TRL's own loss runs
 NUMBERS = {
     "deepseekmath": ((0.2, 0.2), 0.04, "group", True),
+    "deepseekmath_process": ((0.2, 0.2), 0.04, "group", True),
     "dr_grpo": ((0.2, 0.2), 0.0, "none", True),
     "dapo": ((0.2, 0.28), 0.0, "group", True),
     "gspo": ((3e-4, 4e-4), 0.0, "group", True),
@@ -112,6 +114,7 @@ def test_unset_fields_leave_everything_to_trl(tmp_path: Path) -> None:
         assert getattr(config, name, None) == getattr(native, name, None) or name == "accelerator_config", name
     numbers_of_a_choice = {"num_beam_groups", "diversity_penalty", "length_penalty", "resampling_rounds"}
     numbers_of_a_choice |= {"vllm_request_timeout"}
+    numbers_of_a_choice |= {name for name in own if name.startswith("process_")} - {"process_reward"}
     given = {name for name in own if getattr(config, name) is not None} - numbers_of_a_choice
     assert given == {"advantage_eps", "scoring", "group_generation"}
     assert config.group_generation == "sampling"

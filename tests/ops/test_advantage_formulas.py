@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from grpo_ext.ops.advantages import BASELINES, SCALES, advantages, advantages_per_reward, dead_groups, ranks
-from grpo_ext.ops.process import process_advantages
 
 NAN = math.nan
 
@@ -92,23 +91,3 @@ def test_per_reward_advantages() -> None:
     found = advantages_per_reward(rewards, tensor([1.0, 2.0]), groups, "mean", "none", eps=1e-14)
     root = math.sqrt((2 * 3.5**2 + 2 * 1.0**2) / 3)
     same(found, [-3.5 / root, 3.5 / root, -1.0 / root, 1.0 / root])
-
-
-def test_process_advantages() -> None:
-    # Mean 2 and variance 10/3 over all four steps: 1, -2, -1, 2 times 0.5477225575
-    unit = 0.5477225575
-    steps = (tensor([3.0, 0.0, 1.0, 4.0]), torch.tensor([1, 3, 0, 4]), torch.tensor([0, 0, 1, 1]))
-    found = process_advantages(*steps, torch.tensor([0, 0]), num_tokens=6, eps=1e-14)
-    expected = [[-1.0, -1.0, -2.0, -2.0, 0.0, 0.0], [1.0, 2.0, 2.0, 2.0, 2.0, 0.0]]
-    same(found, [[unit * value for value in row] for row in expected])
-    # Alone in their groups the steps of an output are compared with each other: +-1 over the square root of 2
-    found = process_advantages(*steps, torch.tensor([0, 1]), num_tokens=5, eps=1e-14)
-    root = 0.7071067812
-    same(found, [[0.0, 0.0, -root, -root, 0.0], [0.0, root, root, root, root]])
-
-
-def test_process_advantages_of_equal_steps_are_zero() -> None:
-    found = process_advantages(
-        torch.full((3,), 0.3), torch.tensor([0, 2, 1]), torch.tensor([0, 0, 1]), torch.tensor([0, 0]), num_tokens=3
-    )
-    assert found.tolist() == [[0.0] * 3] * 2

@@ -1,0 +1,237 @@
+"""Train a process reward model: `python -m grpo_ext.recipes.process_reward`, then `--process_reward model`.
+
+Solutions come from a policy, or from worked answers of which some results are changed; their steps are labelled by the
+rule or by roll-outs; a token classifier learns the labels and is measured on problems that it has not seen. Left out:
+sequence classifiers (they can be used, not trained here), adapters, several processes.
+"""
+
+import random
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import AutoModelForTokenClassification, GenerationConfig, set_seed
+from trl import TrlParser
+
+from grpo_ext.checks import check_output_dir
+from grpo_ext.cli import run
+from grpo_ext.models import load_policy, load_tokenizer, resolve_model
+from grpo_ext.recipes.gsm8k import DATASETS, load_problems
+from grpo_ext.recipes.process_training import Example, accuracy, train
+from grpo_ext.recipes.warm_up import warm_up
+from grpo_ext.report import versions, write_json
+from grpo_ext.rewards import REWARDS
+from grpo_ext.rewards.process import PROCESS_REWARDS, Tools
+from grpo_ext.rewards.process_model import TAG_FILE, ModelReward
+from grpo_ext.rewards.steps import Step, split_steps
+from grpo_ext.rollouts.continuations import Continuations
+
+SOURCES = ("policy", "changed")
+LABELS = tuple(name for name in PROCESS_REWARDS if name != "model")
+_RESULT = re.compile(r"(?<==)(\s*)(\d+)\s*$")
+
+
+@dataclass
+class ProcessRewardArguments:
+    """What the recipe takes."""
+
+    output_dir: str = field(default="runs/process_reward", metadata={"help": "Where the model is saved."})
+    model_name_or_path: str = field(
+        default="HuggingFaceTB/SmolLM2-135M-Instruct", metadata={"help": "Policy, and base of the classifier."}
+    )
+    base_model: str | None = field(default=None, metadata={"help": "Base of the classifier; unset: the policy."})
+    source: str = field(
+        default="policy",
+        metadata={
+            "help": "Solutions of the policy, or worked answers with changed results.",
+            "choices": list(SOURCES),
+        },
+    )
+    labels: str = field(default="calculations", metadata={"help": "What labels a step.", "choices": list(LABELS)})
+    rollouts: int = field(default=8, metadata={"help": "Roll-outs of a step, for labels that need them."})
+    check: str = field(
+        default="correct_final", metadata={"help": "Whether a roll-out is right.", "choices": list(REWARDS)}
+    )
+    dataset: str = field(default="arithmetic", metadata={"help": "Problems.", "choices": list(DATASETS)})
+    difficulty: str = field(default="two_step", metadata={"help": "Of the built-in arithmetic."})
+    answer_format: str = field(default="hash", metadata={"help": "Format the prompt asks for."})
+    system_prompt: str | None = field(default=None, metadata={"help": "System message of the GSM8K prompts."})
+    problems: int = field(default=256, metadata={"help": "Problems whose solutions are labelled."})
+    held_out: int = field(default=64, metadata={"help": "Further problems that measure the model."})
+    solutions: int = field(default=4, metadata={"help": "Solutions of a problem."})
+    max_completion_length: int = field(default=64, metadata={"help": "Tokens of a solution at most."})
+    temperature: float = field(default=1.0, metadata={"help": "Of the policy's solutions and roll-outs."})
+    sft_steps: int = field(default=0, metadata={"help": "Supervised warm-up steps of the policy, in memory."})
+    epochs: int = field(default=2, metadata={"help": "Passes over the labelled solutions."})
+    batch_size: int = field(default=16, metadata={"help": "Solutions an optimiser step."})
+    learning_rate: float = field(default=2e-5, metadata={"help": "Of AdamW; DeepSeekMath sec. 4.2: 2e-5."})
+    seed: int = field(default=0, metadata={"help": "Of everything that is drawn."})
+
+    def __post_init__(self) -> None:
+        for name in ("problems", "held_out", "solutions", "rollouts", "epochs", "batch_size", "max_completion_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        for name in ("source", "labels", "check", "dataset"):
+            choices = self.__dataclass_fields__[name].metadata["choices"]
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; it must be one of: {', '.join(choices)}.")
+        if self.source == "changed" and self.labels != "calculations":
+            raise ValueError(
+                f"`labels` is {self.labels!r}, but changed answers come without a policy; use source='policy'."
+            )
+
+
+def changed_solutions(problems: Dataset, per_problem: int, seed: int) -> list[tuple[int, list[str]]]:
+    """Worked answers in which half the results, drawn at random, are another number.
+
+    Args:
+        problems: rows with `solution`.
+        per_problem: solutions of each.
+        seed: of the draws.
+
+    Returns:
+        Row and steps of each solution.
+    """
+    draw = random.Random(seed)
+
+    def change(line: str) -> str:
+        found = _RESULT.search(line)
+        if found is None or draw.random() < 0.5:
+            return line
+        value = int(found[2])
+        other = draw.choice([value + off for off in range(-9, 10) if off and value + off >= 0])
+        return f"{line[: found.start()]}{found[1]}{other}"
+
+    return [
+        (row, [change(line) for line in solution.split("\n") if line.strip()])
+        for row, solution in enumerate(problems["solution"])
+        for _ in range(per_problem)
+    ]
+
+
+def label_changed(problems: Dataset, args: ProcessRewardArguments) -> list[Example]:
+    """Changed worked answers, labelled by the rule."""
+    found = changed_solutions(problems, args.solutions, args.seed)
+    prompts = [problems[row]["prompt"] for row, _ in found]
+    steps = [[Step(text, 0, 0, 0) for text in lines] for _, lines in found]
+    labels = PROCESS_REWARDS["calculations"](None)(prompts=prompts, completions=prompts, steps=steps)  # type: ignore[arg-type]
+    return [Example(prompt, lines, row) for prompt, (_, lines), row in zip(prompts, found, labels, strict=True)]
+
+
+def label_sampled(policy: Any, tokenizer: Any, problems: Dataset, args: ProcessRewardArguments) -> list[Example]:
+    """Solutions of a policy, labelled by the rule or by its own roll-outs."""
+    model = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+    ends = model.generation_config.eos_token_id
+    ends = sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
+    draw = Continuations(
+        model,
+        GenerationConfig(do_sample=True, temperature=args.temperature, top_k=0, pad_token_id=tokenizer.pad_token_id,
+                         eos_token_id=ends),
+    )  # fmt: skip
+    texts = [
+        prompt
+        if isinstance(prompt, str)
+        else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        for prompt in problems["prompt"]
+    ]
+    asked = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    drawn = draw(asked, args.solutions, [args.max_completion_length] * len(asked))
+    rows = [row for row in range(len(asked)) for _ in range(args.solutions)]
+    ids = [completion for group in drawn for completion in group]
+    reward = PROCESS_REWARDS[args.labels](
+        Tools(draw, REWARDS[args.check], tokenizer, model.device, args.max_completion_length, rollouts=args.rollouts)
+    )
+    steps = [split_steps(row, tokenizer, "\n", ends) for row in ids]
+    columns = {name: [problems[name][row] for row in rows] for name in ("answer", "answer_format")}
+    prompts = [problems["prompt"][row] for row in rows]
+    labels = reward(
+        prompts=prompts,
+        completions=tokenizer.batch_decode(ids, skip_special_tokens=True),
+        steps=steps,
+        prompt_ids=[asked[row] for row in rows],
+        completion_ids=ids,
+        **columns,
+    )
+    return [
+        Example(prompt, [step.text for step in of_row], values)
+        for prompt, of_row, values in zip(prompts, steps, labels, strict=True)
+    ]
+
+
+def _labeller(args: ProcessRewardArguments) -> Callable[[Dataset], list[Example]]:
+    if args.source == "changed":
+        return lambda problems: label_changed(problems, args)
+    policy, tokenizer = load_policy(resolve_model(args.model_name_or_path), dtype="float32", lora_r=0)
+    if args.sft_steps:
+        worked = load_problems(args, "train", args.sft_steps * 16, seed=1000 + args.seed)  # type: ignore[arg-type]
+        warm_up(policy, tokenizer, worked, args.sft_steps, 16, 3e-4)
+    return lambda problems: label_sampled(policy.eval(), tokenizer, problems, args)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Make solutions, label their steps, train, measure, save.
+
+    Args:
+        argv: the words after the command.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        ValueError: no step could be labelled.
+    """
+    started = time.time()
+    (args,) = TrlParser((ProcessRewardArguments,)).parse_args_and_config(args=list(argv))
+    folder = Path(args.output_dir)
+    check_output_dir(folder)
+    set_seed(args.seed)
+    label = _labeller(args)
+    examples = label(load_problems(args, "train", args.problems, seed=args.seed))
+    held_out = label(load_problems(args, "test", args.held_out, seed=1))
+    labels = [value for example in examples for value in example.labels if value is not None]
+    if not labels:
+        raise ValueError(
+            f"`labels` {args.labels!r} found nothing to label in {len(examples)} solutions; use source='changed', a "
+            "policy that writes calculations (sft_steps), or labels='rollouts_soft'."
+        )
+    print(
+        f"{len(labels)} labelled steps in {len(examples)} solutions, {sum(labels) / len(labels):.1%} good", flush=True
+    )
+    base = resolve_model(args.base_model or args.model_name_or_path)
+    tokenizer = load_tokenizer(base)
+    model = AutoModelForTokenClassification.from_pretrained(base, num_labels=2, dtype=torch.float32)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if torch.cuda.is_available():
+        model = model.cuda()
+    losses = train(model, tokenizer, examples, args.epochs, args.batch_size, args.learning_rate, args.seed)
+    measured = accuracy(ModelReward(model, tokenizer), held_out)
+    print(
+        f"Held out: {measured['accuracy']:.1%} of {measured['steps']} steps, always the more frequent label: "
+        f"{measured['majority']:.1%}",
+        flush=True,
+    )
+    if measured["accuracy"] <= measured["majority"]:
+        print("Warning: the model is no better than a constant; do not train a policy on it.", flush=True)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    (folder / "model" / TAG_FILE).write_text("\n", encoding="utf-8")
+    summary = {
+        "held_out": measured,
+        "losses": losses,
+        "labelled_steps": len(labels),
+        "good": sum(labels) / len(labels),
+    }
+    summary |= {"recipe": asdict(args), "versions": versions(), "seconds": round(time.time() - started, 1)}
+    write_json(folder / "summary.json", summary)
+    print(f"{summary['seconds']:.0f} s; model and summary.json in {folder}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

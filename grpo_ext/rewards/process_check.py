@@ -1,0 +1,38 @@
+"""A check of what a process reward returned, so that a bad value is named where it arises."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from grpo_ext.rewards.steps import Step
+
+
+def checked_steps(name: str | None, found: Any, steps: Sequence[Sequence[Step]]) -> list[list[float | None]]:
+    """Step rewards as floats and `None`s.
+
+    Args:
+        name: of the process reward.
+        found: what it returned.
+        steps: for each completion its steps.
+
+    Returns:
+        One list a completion, with one entry a step.
+
+    Raises:
+        ValueError: the shape differs, or a value is neither None nor a finite number.
+    """
+    say = "return for each completion one finite number or None a step."
+    if not isinstance(found, Sequence) or isinstance(found, str) or len(found) != len(steps):
+        raise ValueError(f"process reward {name!r} did not return a list for each of {len(steps)} completions; {say}")
+    result: list[list[float | None]] = []
+    for row, (rewards, of_row) in enumerate(zip(found, steps, strict=True)):
+        if not isinstance(rewards, Sequence) or isinstance(rewards, str) or len(rewards) != len(of_row):
+            count = len(rewards) if isinstance(rewards, Sequence) else type(rewards).__name__
+            raise ValueError(
+                f"process reward {name!r} returned {count} rewards for the {len(of_row)} steps of row {row}; {say}"
+            )
+        for value in rewards:
+            if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+                raise ValueError(f"process reward {name!r} returned {value!r} for a step of row {row}; {say}")
+        result.append([None if value is None else float(value) for value in rewards])
+    return result
