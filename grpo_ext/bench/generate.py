@@ -1,8 +1,6 @@
 """`python -m grpo_ext.bench generate`: sampled groups a second, TRL's generate and ours on the same prompts."""
 
 import argparse
-import json
-import platform
 import statistics
 import tempfile
 import time
@@ -15,27 +13,19 @@ from trl import GRPOConfig, GRPOTrainer
 
 from grpo_ext.bench.rollouts import synthetic
 from grpo_ext.bench.shapes import SHAPES
+from grpo_ext.bench.shown import columns, command_line, conditions, finish, show
 from grpo_ext.bench.worker import SIDES, load
-from grpo_ext.report import versions
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m grpo_ext.bench generate",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    made = command_line("generate", __doc__, "Rank of the adapter; 0 is none.")
     add = made.add_argument
-    add("--model", default="smollm2-135m", help=f"Folder, hub name, or random weights: {', '.join(SHAPES)}.")
     add("--group_size", type=int, default=64, help="Completions a prompt.")
     add("--prompts", type=int, default=1, help="Prompts a batch.")
     add("--prompt_length", type=int, default=120, help="Tokens of each prompt.")
     add("--completion_mean", type=int, default=100, help="Mean length; a random share of the vocabulary ends a row.")
     add("--completion_cap", type=int, default=256, help="Longest completion.")
-    add("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"], help="Of the weights.")
-    add("--lora_r", type=int, default=16, help="Rank of the adapter; 0 is none.")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda.")
     add("--repeats", type=int, default=3, help="Timed batches of each side, after one that is not.")
     add("--seed", type=int, default=0, help="Of the prompts and the draws.")
     return made
@@ -47,15 +37,11 @@ def _timed(base: type[GRPOTrainer]) -> type[GRPOTrainer]:
 
         def batch(self, prompts: list[list[int]], seed: int) -> tuple[float, list[list[int]]]:
             torch.manual_seed(seed)
-            self._wait()
+            finish(self.accelerator.device.type)
             started = time.perf_counter()
             completions, _ = self._generate_single_turn(prompts, None, {}, self.num_generations)
-            self._wait()
+            finish(self.accelerator.device.type)
             return time.perf_counter() - started, completions
-
-        def _wait(self) -> None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
 
     return Timed
 
@@ -119,10 +105,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {
         **sides,
         "ratio": sides["ours"]["groups_a_second"] / sides["stock"]["groups_a_second"],
-        "arguments": vars(args),
-        "hardware": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or "cpu",
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
+        **conditions(args),
     }
 
 
@@ -152,16 +135,16 @@ def table(result: dict[str, Any]) -> str:
         Lines of text.
     """
     stock, ours = result["stock"], result["ours"]
-    lines = [f"{'':34}{'TRL':>14}{'grpo_ext':>14}{'ratio':>10}"]
+    rows = []
     for name, key, digits in (
         ("seconds a batch (median)", "seconds", 2),
         ("groups a second", "groups_a_second", 3),
         ("tokens a second", "tokens_a_second", 0),
     ):
         ratio = stock[key] / ours[key] if key == "seconds" else ours[key] / stock[key]
-        lines.append(f"{name:34}{stock[key]:>14.{digits}f}{ours[key]:>14.{digits}f}{ratio:>9.2f}x")
-    lines.append(f"{'mean length':34}{stock['mean_length']:>14.0f}{ours['mean_length']:>14.0f}")
-    return "\n".join(lines)
+        rows.append((name, f"{stock[key]:.{digits}f}", f"{ours[key]:.{digits}f}", f"{ratio:.2f}x"))
+    rows.append(("mean length", f"{stock['mean_length']:.0f}", f"{ours['mean_length']:.0f}", ""))
+    return columns("TRL", "grpo_ext", rows)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -173,7 +156,4 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         0.
     """
-    result = measure(parser().parse_args(argv))
-    print(table(result))
-    print(json.dumps(result))
-    return 0
+    return show(measure(parser().parse_args(argv)), table)

@@ -1,9 +1,7 @@
 """`python -m grpo_ext.bench step`: one optimisation step of stock TRL and of ours on the same rollouts."""
 
 import argparse
-import json
 import multiprocessing
-import platform
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -16,21 +14,16 @@ from packaging.version import Version
 
 from grpo_ext.bench.rollouts import synthetic
 from grpo_ext.bench.shapes import SHAPES
+from grpo_ext.bench.shown import columns, command_line, conditions, show
 from grpo_ext.bench.worker import COUNTED, serve
-from grpo_ext.report import versions
 
 SIDES = ("stock", "ours")
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m grpo_ext.bench step",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    made = command_line("step", __doc__, "Rank of the adapter; 0 trains all weights.")
     add = made.add_argument
-    add("--model", default="smollm2-135m", help=f"Folder, hub name, or random weights: {', '.join(SHAPES)}.")
     add("--group_size", type=int, default=64, help="Completions a prompt.")
     add("--prompts", type=int, default=1, help="Prompts a step.")
     add("--prompt_length", type=int, default=120, help="Tokens of each prompt.")
@@ -39,11 +32,8 @@ def parser() -> argparse.ArgumentParser:
     add("--shared", type=float, default=0.0, help="Share of a completion in common with an earlier one, as in beams.")
     add("--micro_batch", type=int, default=16, help="per_device_train_batch_size of both sides.")
     add("--beta", type=float, default=0.04, help="Above 0 adds the reference pass.")
-    add("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"], help="Of the weights.")
-    add("--lora_r", type=int, default=16, help="Rank of the adapter; 0 trains all weights.")
     add("--gradient_checkpointing", action="store_true", help="On both sides.")
     add("--scoring", default="auto", choices=["auto", "tree", "padded"], help="Path of our side.")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda.")
     add("--repeats", type=int, default=3, help="Timed steps of each side, after two that are not.")
     add("--seed", type=int, default=0, help="Of the rollouts.")
     return made
@@ -104,10 +94,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "flop_ratio": stock["flops"] / ours["flops"],
         "gradient_difference": difference,
         "rows_tokens": rollouts.rows_tokens,
-        "arguments": vars(args),
-        "hardware": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or "cpu",
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
+        **conditions(args),
     }
 
 
@@ -171,10 +158,8 @@ def table(result: dict[str, Any]) -> str:
             f"{result['flop_ratio']:.2f}x",
         ),
     ]
-    lines = [f"{'':34}{'stock TRL':>14}{'grpo_ext':>14}{'ratio':>10}"]
-    lines += [f"{name:34}{left:>14}{right:>14}{ratio:>10}" for name, left, right, ratio in rows]
-    lines.append(f"{'relative difference of gradients':34}{'':28}{result['gradient_difference']:>10.1e}")
-    return "\n".join(lines)
+    rows.append(("relative difference of gradients", "", "", f"{result['gradient_difference']:.1e}"))
+    return columns("stock TRL", "grpo_ext", rows)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -186,7 +171,4 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         0.
     """
-    result = measure(parser().parse_args(argv))
-    print(table(result))
-    print(json.dumps(result))
-    return 0
+    return show(measure(parser().parse_args(argv)), table)

@@ -1,8 +1,6 @@
 """`python -m grpo_ext.bench sync`: what one sync with vLLM sends, merged weights against the adapter alone."""
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Sequence
@@ -13,10 +11,8 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from grpo_ext import compat
-from grpo_ext.bench.shapes import SHAPES, random_model
-from grpo_ext.models import load_policy, resolve_model
-from grpo_ext.models.policy import add_lora
-from grpo_ext.report import versions
+from grpo_ext.bench.shown import columns, command_line, conditions, finish, show
+from grpo_ext.bench.worker import load
 from grpo_ext.rollouts.vllm.adapters import AdapterFolder
 from grpo_ext.rollouts.vllm.base import engine_dtype
 
@@ -25,16 +21,8 @@ SIDES = ("merged", "adapter")
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m grpo_ext.bench sync",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    made = command_line("sync", __doc__, "Rank of the adapter, on all linear layers.")
     add = made.add_argument
-    add("--model", default="smollm2-135m", help=f"Folder, hub name, or random weights: {', '.join(SHAPES)}.")
-    add("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"], help="Of the weights.")
-    add("--lora_r", type=int, default=16, help="Rank of the adapter, on all linear layers.")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda.")
     add("--repeats", type=int, default=5, help="Timed syncs of each side, after one that is not.")
     return made
 
@@ -57,7 +45,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """
     if args.lora_r < 1:
         raise ValueError(f"`--lora_r` is {args.lora_r}; it must be at least 1, without an adapter nothing is swapped.")
-    model = _policy(args)
+    model, _ = load(args)
     accelerator = Accelerator(cpu=args.device == "cpu")
     folder = AdapterFolder(dtype=engine_dtype(model))
     engine: dict[str, torch.Tensor] = {}
@@ -81,23 +69,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         **sides,
         "byte_ratio": merged["bytes"] / adapter["bytes"],
         "time_ratio": merged["seconds"] / adapter["seconds"],
-        "arguments": vars(args),
-        "hardware": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or "cpu",
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
+        **conditions(args),
     }
-
-
-def _policy(args: argparse.Namespace) -> Any:
-    if args.model in SHAPES:
-        return add_lora(random_model(args.model, getattr(torch, args.dtype), args.device), args.lora_r)
-    return load_policy(resolve_model(args.model), dtype=args.dtype, lora_r=args.lora_r, device=args.device)[0]
 
 
 def _merged(model: Any, accelerator: Accelerator, engine: dict[str, torch.Tensor]) -> tuple[int, float]:
     """(bytes, seconds) of a sync as TRL does it, with an engine that only stores what it is given."""
     sent = 0
-    _finish(model)
+    finish(model.device.type)
     started = time.perf_counter()
     with torch.no_grad():
         for name, weight in compat.streamed_weights(model, accelerator):
@@ -106,23 +85,18 @@ def _merged(model: Any, accelerator: Accelerator, engine: dict[str, torch.Tensor
                 engine[name].copy_(weight)
             else:
                 engine[name] = weight.clone()
-    _finish(model)
+    finish(model.device.type)
     return sent, time.perf_counter() - started
 
 
 def _adapter(model: Any, folder: AdapterFolder, device: str) -> tuple[int, float]:
     """(bytes, seconds) of a sync of ours, with a reader in the engine's place."""
-    _finish(model)
+    finish(model.device.type)
     started = time.perf_counter()
     written = folder.write(model)
     load_file(f"{written.path}/adapter_model.safetensors", device=device)
-    _finish(model)
+    finish(model.device.type)
     return written.size, time.perf_counter() - started
-
-
-def _finish(model: Any) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def table(result: dict[str, Any]) -> str:
@@ -149,9 +123,7 @@ def table(result: dict[str, Any]) -> str:
             f"{result['time_ratio']:.1f}x",
         ),
     ]
-    lines = [f"{'':26}{'merged':>12}{'adapter':>12}{'ratio':>10}"]
-    lines += [f"{name:26}{left:>12}{right:>12}{ratio:>10}" for name, left, right, ratio in rows]
-    return "\n".join(lines)
+    return columns("merged", "adapter", rows)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -163,7 +135,4 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         0.
     """
-    result = measure(parser().parse_args(argv))
-    print(table(result))
-    print(json.dumps(result))
-    return 0
+    return show(measure(parser().parse_args(argv)), table)

@@ -17,6 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from grpo_ext.bench.rollouts import Rollouts
 from grpo_ext.bench.shapes import SHAPES, random_model
+from grpo_ext.bench.shown import finish
 from grpo_ext.config import GRPOExtConfig
 from grpo_ext.models import load_policy, resolve_model, tiny_tokenizer
 from grpo_ext.models.policy import DTYPES, add_lora
@@ -108,7 +109,7 @@ class _OnCommand(TrainerCallback):
         if self.steps == COUNTED:
             self.flops = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
             self.flops.__enter__()
-        self._wait()
+        finish(self.args.device)
         self.started = time.perf_counter()
 
     def on_pre_optimizer_step(self, *_: Any, model: Any = None, **kwargs: Any) -> None:
@@ -117,7 +118,7 @@ class _OnCommand(TrainerCallback):
             torch.save(found, self.gradients)
 
     def on_step_end(self, *_: Any, **kwargs: Any) -> None:
-        self._wait()
+        finish(self.args.device)
         report: dict[str, Any] = {"seconds": time.perf_counter() - self.started, "tokens": list(self.tokens)}
         report["memory"] = _peak(self.args.device) - self.base
         if self.flops is not None:
@@ -126,10 +127,6 @@ class _OnCommand(TrainerCallback):
             self.flops = None
         _give_back_memory()
         self.connection.send(report)
-
-    def _wait(self) -> None:
-        if self.args.device == "cuda":
-            torch.cuda.synchronize()
 
 
 def load(args: Any) -> tuple[Any, Any]:

@@ -2,7 +2,7 @@
 
 import datasets
 
-from grpo_ext.data.rows import asked, chosen_rows, written
+from grpo_ext.data.rows import asked, picked, written
 from grpo_ext.data.sources import find
 from grpo_ext.rewards.formats import answer_format_named
 
@@ -45,11 +45,7 @@ def cmath(
     row_format = answer_format_named(answer_format)
     rows = find(FILES[split], HUB, None, split, columns=("grade", "input", "golden", "reasoning_step"))
     examples = []
-    for index in chosen_rows(len(rows), size, seed, split):
-        row, where = rows[index], f"CMATH {split}, row {index}"
-        for column in ("input", "golden"):
-            if not isinstance(row[column], str) or not row[column].strip():
-                raise ValueError(f"{where}: column {column!r} must hold text, found {row[column]!r}.")
+    for row, where in picked(rows, "CMATH", split, size, seed, text=("input", "golden")):
         answer = row["golden"].strip()
         examples.append(
             {

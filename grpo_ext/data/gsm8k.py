@@ -4,7 +4,7 @@ import re
 
 import datasets
 
-from grpo_ext.data.rows import asked, chosen_rows
+from grpo_ext.data.rows import asked, picked
 from grpo_ext.data.sources import find
 from grpo_ext.rewards.formats import HASH, AnswerFormat, answer_format_named
 from grpo_ext.rewards.numbers import parse_number
@@ -51,12 +51,11 @@ def gsm8k(
     row_format = answer_format_named(answer_format)
     rows = find(FILES[split], HUB, HUB_CONFIG, split, columns=("question", "answer"))
     examples = []
-    for index in chosen_rows(len(rows), size, seed, split):
-        row = rows[index]
+    for row, where in picked(rows, "GSM8K", split, size, seed):
         question, worked = row["question"], row["answer"]
         if not isinstance(question, str) or not isinstance(worked, str):
-            raise ValueError(f"GSM8K {split}, row {index}: columns 'question' and 'answer' must both hold text.")
-        answer, solution = _gold(worked, row_format, f"GSM8K {split}, row {index}")
+            raise ValueError(f"{where}: columns 'question' and 'answer' must both hold text.")
+        answer, solution = _gold(worked, row_format, where)
         examples.append(
             {
                 "prompt": asked(question.strip(), row_format, system_prompt, conversational),

@@ -2,7 +2,7 @@
 
 import datasets
 
-from grpo_ext.data.rows import asked, chosen_rows, written
+from grpo_ext.data.rows import asked, picked, written
 from grpo_ext.data.sources import find
 from grpo_ext.rewards.formats import answer_format_named
 
@@ -44,11 +44,7 @@ def math(
     row_format = answer_format_named(answer_format)
     rows = find(FILES[split], HUB, None, split, columns=("problem", "solution", "answer", "subject", "level"))
     examples = []
-    for index in chosen_rows(len(rows), size, seed, split):
-        row, where = rows[index], f"MATH {split}, row {index}"
-        for column in ("problem", "solution", "answer"):
-            if not isinstance(row[column], str) or not row[column].strip():
-                raise ValueError(f"{where}: column {column!r} must hold text, found {row[column]!r}.")
+    for row, where in picked(rows, "MATH", split, size, seed, text=("problem", "solution", "answer")):
         answer = row["answer"].strip()
         examples.append(
             {

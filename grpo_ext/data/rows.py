@@ -1,6 +1,7 @@
 """What the loaders share: which rows are drawn, and how a question becomes a prompt."""
 
 import random
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from grpo_ext.rewards.formats import AnswerFormat
@@ -19,6 +20,22 @@ def chosen_rows(count: int, size: int | None, seed: int, split: str) -> list[int
         raise ValueError(f"size is {size}; the {split} split has from 1 to {count} problems to draw.")
     random.Random(seed).shuffle(chosen)
     return chosen[:size]
+
+
+def picked(
+    rows: Sequence[Mapping[str, Any]], name: str, split: str, size: int | None, seed: int, text: Sequence[str] = ()
+) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Yield each row to take and its name for a message, once the columns `text` are seen to hold some.
+
+    Raises:
+        ValueError: `size` is out of range, or a column of `text` holds none.
+    """
+    for index in chosen_rows(len(rows), size, seed, split):
+        row, where = rows[index], f"{name} {split}, row {index}"
+        for column in text:
+            if not isinstance(row[column], str) or not row[column].strip():
+                raise ValueError(f"{where}: column {column!r} must hold text, found {row[column]!r}.")
+        yield row, where
 
 
 def asked(

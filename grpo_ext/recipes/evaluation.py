@@ -8,6 +8,7 @@ from datasets import Dataset
 from peft import PeftModel
 
 from grpo_ext.rewards import correct, correct_strict
+from grpo_ext.rewards.rows import prompt_text
 from grpo_ext.rollouts.local import LocalGroups, undecodable
 
 
@@ -32,11 +33,7 @@ def evaluate(model: Any, tokenizer: Any, rows: Dataset, max_new_tokens: int, bat
     bare = model.get_base_model() if isinstance(model, PeftModel) else model
     with LocalGroups().within(bare) if undecodable(bare) is None else nullcontext():
         for start in range(0, len(rows), batch_size):
-            prompts = rows[start : start + batch_size]["prompt"]
-            if not isinstance(prompts[0], str):
-                prompts = [
-                    tokenizer.apply_chat_template(p, add_generation_prompt=True, tokenize=False) for p in prompts
-                ]
+            prompts = [prompt_text(prompt, tokenizer) for prompt in rows[start : start + batch_size]["prompt"]]
             encoded = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
             ids = model.generate(
                 **encoded, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id

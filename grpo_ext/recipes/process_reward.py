@@ -29,6 +29,7 @@ from grpo_ext.report import versions, write_json
 from grpo_ext.rewards import REWARDS
 from grpo_ext.rewards.process import PROCESS_REWARDS, Tools
 from grpo_ext.rewards.process_model import TAG_FILE, ModelReward
+from grpo_ext.rewards.rows import prompt_text
 from grpo_ext.rewards.steps import Step, split_steps
 from grpo_ext.rollouts.continuations import Continuations
 
@@ -134,13 +135,10 @@ def label_sampled(policy: Any, tokenizer: Any, problems: Dataset, args: ProcessR
         GenerationConfig(do_sample=True, temperature=args.temperature, top_k=0, pad_token_id=tokenizer.pad_token_id,
                          eos_token_id=ends),
     )  # fmt: skip
-    texts = [
-        prompt
-        if isinstance(prompt, str)
-        else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    asked = [
+        tokenizer(prompt_text(prompt, tokenizer), add_special_tokens=False)["input_ids"]
         for prompt in problems["prompt"]
     ]
-    asked = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     drawn = draw(asked, args.solutions, [args.max_completion_length] * len(asked))
     rows = [row for row in range(len(asked)) for _ in range(args.solutions)]
     ids = [completion for group in drawn for completion in group]

@@ -6,16 +6,14 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from grpo_ext.rewards.rows import prompt_text
+
 
 def _batch(tokenizer: Any, rows: Dataset, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Left-padded (B, L) ids, attention mask and labels, -100 where nothing is to be learned."""
     sequences, labels = [], []
     for prompt, solution in zip(rows["prompt"], rows["solution"], strict=True):
-        if isinstance(prompt, str):
-            text = prompt
-        else:
-            text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-        asked = tokenizer(text, add_special_tokens=False)["input_ids"]
+        asked = tokenizer(prompt_text(prompt, tokenizer), add_special_tokens=False)["input_ids"]
         answered = tokenizer(solution + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
         sequences.append(asked + answered)
         labels.append([-100] * len(asked) + answered)

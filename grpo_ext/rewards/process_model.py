@@ -13,6 +13,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from grpo_ext.rewards.rows import prompt_text
 from grpo_ext.rewards.steps import Step
 
 # File beside the weights that says how solutions were written when the model was trained
@@ -41,9 +42,7 @@ def written(prompt: Any, steps: Sequence[str], tokenizer: Any, tag: str = "\n") 
     Returns:
         Ids and ends.
     """
-    if not isinstance(prompt, str):
-        prompt = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-    ids = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    ids = list(tokenizer(prompt_text(prompt, tokenizer), add_special_tokens=False)["input_ids"])
     ends = []
     for step in steps:
         ids += tokenizer(step + tag, add_special_tokens=False)["input_ids"]

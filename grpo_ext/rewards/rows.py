@@ -42,6 +42,13 @@ def completion_text(completion: Completion) -> str:
     return "".join(part.get("text") or "" for part in content if part.get("type") == "text")
 
 
+def prompt_text(prompt: Completion, tokenizer: Any) -> str:
+    """Return the text of a prompt: the string itself, or its messages in the tokenizer's chat template."""
+    if isinstance(prompt, str):
+        return prompt
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+
+
 def gold_text(answer: str | int | float | None) -> str | None:
     """Return the gold answer of a row as text, or `None` where there is none (missing, empty, NaN).
 

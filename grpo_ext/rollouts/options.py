@@ -203,13 +203,15 @@ class RolloutOptions(GRPOConfig):
             self._check_inclusion_weights()
 
     def _check_inclusion_weights(self) -> None:
-        plain: dict[str, Any] = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, "num_beams": None}
-        plain |= {"advantage_baseline": None, "group_by": None, "multi_objective_aggregation": "sum_then_normalize"}
-        for name, value in plain.items():
-            if getattr(self, name) not in (value, value or None):
+        plain: dict[str, tuple[Any, ...]] = {"top_p": (1.0,), "top_k": (0, None), "repetition_penalty": (1.0,)}
+        plain |= dict.fromkeys(("min_p", "num_beams", "advantage_baseline", "group_by"), (None,))
+        plain |= {"multi_objective_aggregation": ("sum_then_normalize",)}
+        for name, values in plain.items():
+            if getattr(self, name) not in values:
                 raise ValueError(
                     f"`{name}` is {getattr(self, name)!r}, but the weights of group_generation='stochastic_beam' hold "
-                    f"for completions of the policy itself and come with a baseline of their own; leave it at {value}."
+                    "for completions of the policy itself and come with a baseline of their own; leave it at "
+                    f"{values[0]}."
                 )
 
     def check_vllm(self) -> None:

@@ -47,12 +47,22 @@ class AdvantageTrainer(GroupTrainer):
             assert self._rewards_per_func is not None
             everyone = self._advantages(self._rewards_per_func, self._kl_penalty, groups)
             output["advantages"] = everyone[local]
-            logged = self._logs["advantages"]
-            kept = list(logged)[: max(0, len(logged) - len(everyone))]
-            logged.clear()
-            logged.extend(kept + everyone.tolist())
+            self._log_advantages(everyone)
         output["group_ids"] = groups[local]
         return output
+
+    def _log_advantages(self, everyone: Tensor) -> None:
+        """Put (R,) advantages in the place of those that TRL has just added to its table of completions."""
+        logged = self._logs["advantages"]
+        kept = list(logged)[: max(0, len(logged) - len(everyone))]
+        logged.clear()
+        logged.extend(kept + everyone.tolist())
+
+    @property
+    def _plain_tokenizer(self) -> Any:
+        """The tokenizer, which a processor of several kinds of input holds inside."""
+        processor: Any = self.processing_class
+        return getattr(processor, "tokenizer", processor)
 
     def _local(self, rows: int) -> slice:
         """Rows of this process among those of all."""

@@ -27,7 +27,7 @@ class GroupTrainer(SamplerTrainer):
                 "Groups: %s; beams are not samples of the policy, so %s.",
                 strategy,
                 "each is weighted by its inclusion probability"
-                if strategy == "stochastic_beam"
+                if self.args.has_inclusion_weights
                 else "the gradient is not an unbiased estimate of the expected reward's",
             )
         elif reason is not None and not self.use_vllm:

@@ -55,11 +55,8 @@ class ProcessTrainer(AdvantageTrainer):
                 f"`process_reward` is {self.args.process_reward!r}, but with tools, environments or a `rollout_func` "
                 "some tokens of a completion are not the policy's, so its steps cannot be told; leave it unset."
             )
-        processor: Any = self.processing_class
-        self._text = getattr(processor, "tokenizer", processor)
-        ends = self._bare(self.model).generation_config.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends]
-        self._ends = {end for end in [*ends, self._text.eos_token_id, self._text.pad_token_id] if end is not None}
+        self._text = self._plain_tokenizer
+        self._ends = {end for end in [*self.eos_token_ids, self._text.pad_token_id] if end is not None}
         self._process_reward = process_reward or PROCESS_REWARDS[self.args.process_reward](self._tools())
 
     def _tools(self) -> Tools:
@@ -208,8 +205,4 @@ class ProcessTrainer(AdvantageTrainer):
                 values = self.accelerator.gather(torch.tensor([value], device=self.accelerator.device))
                 metrics[f"process/{name}"].append(values.sum().item())
         # The table of completions has room for one number a row
-        everyone = self.accelerator.gather(masked_mean(advantages, mask, dim=1))
-        logged = self._logs["advantages"]
-        kept = list(logged)[: max(0, len(logged) - len(everyone))]
-        logged.clear()
-        logged.extend(kept + everyone.tolist())
+        self._log_advantages(self.accelerator.gather(masked_mean(advantages, mask, dim=1)))

@@ -286,8 +286,7 @@ class ResampledTrainer(ProcessTrainer):
         columns[("advantages",)].extend(advantages.tolist())
 
     def _pad(self) -> int:
-        processor: Any = self.processing_class
-        return getattr(processor, "tokenizer", processor).pad_token_id
+        return self._plain_tokenizer.pad_token_id
 
     def _tokens(self, groups: list[Group]) -> int:
         return sum(tokens(group.rows, self._pad()) for group in groups)
