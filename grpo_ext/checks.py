@@ -2,7 +2,7 @@
 
 import inspect
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,36 @@ from datasets import Dataset
 
 # What TRL hands to every reward function beside the dataset's columns
 GIVEN = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
+
+
+def one_of(name: str, value: Any, choices: Collection[Any]) -> None:
+    """Refuse a value that is no choice.
+
+    Args:
+        name: of the field.
+        value: what it holds.
+        choices: what it may hold.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    if value not in choices:
+        raise ValueError(f"`{name}` is {value!r}; it must be one of: {', '.join(map(str, choices))}.")
+
+
+def at_least(name: str, value: float, least: float = 1) -> None:
+    """Refuse a number that is too small.
+
+    Args:
+        name: of the field.
+        value: what it holds.
+        least: what it must hold at least.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    if value < least:
+        raise ValueError(f"`{name}` is {value}; it must be at least {least}.")
 
 
 def check_output_dir(output_dir: str | Path) -> None:

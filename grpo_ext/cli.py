@@ -1,34 +1,22 @@
 """The command line of a recipe: dataclass defaults < preset < YAML file < flag, and errors in one sentence."""
 
 import difflib
-import logging
-import os
-import sys
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from tqdm.auto import tqdm
 from trl import TrlParser
 
 from grpo_ext.config import GRPOExtConfig
+from grpo_ext.flags import flag
+from grpo_ext.launch import run
 from grpo_ext.presets import PRESETS
 
+__all__ = ["layered", "parse", "read_yaml", "run"]
+
 Recipe = TypeVar("Recipe")
-
-
-def _flag(argv: Sequence[str], name: str) -> str | None:
-    """Value of `--name VALUE` or `--name=VALUE`, the last one given."""
-    value = None
-    for index, word in enumerate(argv):
-        if word == f"--{name}" and index + 1 < len(argv):
-            value = argv[index + 1]
-        elif word.startswith(f"--{name}="):
-            value = word.partition("=")[2]
-    return value
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -71,7 +59,7 @@ def layered(recipe: type[Any], argv: Sequence[str], defaults: dict[str, Any]) ->
         ValueError: an unknown preset or key.
     """
     argv = list(argv)
-    path = _flag(argv, "config")
+    path = flag(argv, "config")
     from_file = read_yaml(path) if path is not None else {}
     if "env" in from_file:
         raise ValueError(f"`env` in {path!r} is not supported; set environment variables in the shell.")
@@ -81,7 +69,7 @@ def layered(recipe: type[Any], argv: Sequence[str], defaults: dict[str, Any]) ->
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "--help lists the fields."
             raise ValueError(f"`{key}` in {path!r} is no field of this recipe; {hint}")
-    preset = _flag(argv, "preset") or from_file.get("preset")
+    preset = flag(argv, "preset") or from_file.get("preset", defaults.get("preset"))
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"`preset` is {preset!r}; it must be one of: {', '.join(PRESETS)}.")
 
@@ -113,33 +101,3 @@ def parse(recipe: type[Recipe], argv: Sequence[str], defaults: dict[str, Any]) -
     parser, rest = layered(recipe, argv, defaults)
     arguments, config = parser.parse_args_into_dataclasses(args=rest)
     return arguments, config
-
-
-class _AboveTheBar(logging.Handler):
-    """Prints a line without tearing a progress bar that is on the screen."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-
-
-def run(main: Callable[[Sequence[str]], int]) -> None:
-    """Run a recipe's main and end the process with its code; an expected error becomes one sentence.
-
-    `GRPO_EXT_DEBUG=1` shows the traceback instead.
-
-    Args:
-        main: takes the words after the command, returns an exit code.
-    """
-    own = logging.getLogger("grpo_ext")
-    own.setLevel(logging.INFO)
-    own.addHandler(_AboveTheBar())
-    # Libraries warn each other about names that no user of a recipe has written
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft")
-    if os.environ.get("GRPO_EXT_DEBUG") == "1":
-        sys.exit(main(sys.argv[1:]))
-    try:
-        code = main(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    sys.exit(code)

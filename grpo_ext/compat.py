@@ -1,21 +1,55 @@
-"""Everything private of TRL that we touch, each with its reason and the condition under which it may go."""
+"""Everything private of the hosts that we touch, each with its reason and the condition under which it may go."""
 
-import inspect
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from peft import PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from torch import Tensor
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 from trl.distributed import DistributedBackend
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer.utils import nanmax, nanmin
 
 # TRL logs these names with exactly this arithmetic (values of other processes, NaN where a row is empty). They may go
 # when TRL exports them at top level.
-__all__ = ["nanmax", "nanmin", "regroup", "streamed_weights", "vllm_generation_from"]
+__all__ = [
+    "GENERATED",
+    "UNSLOTH_FIELDS",
+    "TRLConfig",
+    "load_trained_adapter",
+    "losses",
+    "nanmax",
+    "nanmin",
+    "regroup",
+    "set_losses",
+    "streamed_weights",
+    "vllm_generation_from",
+]
+
+# On a GPU Unsloth puts a class that it has written itself in the place of `trl.GRPOTrainer`. It may go when Unsloth
+# leaves TRL's class alone, as its CPU back end does.
+GENERATED: bool = any(cls.__name__ == "_UnslothGRPOTrainer" for cls in GRPOTrainer.__mro__)
+
+# Unsloth's config has the same name and other defaults: it takes `beta` from `loss_type`, `scale_rewards` from
+# "dr_grpo" and the batch size from `num_generations`. TRL's own is still below it. It may go when theirs is TRL's.
+TRLConfig: type[GRPOConfig] = next(cls for cls in reversed(GRPOConfig.__mro__) if cls.__name__ == "GRPOConfig")
+
+# What Unsloth's trainer reads from the config and TRL's config does not have, at Unsloth's own defaults. It may go
+# when Unsloth's trainer takes TRL's config.
+UNSLOTH_FIELDS: dict[str, Any] = {
+    "context_parallel_backend": "ulysses",
+    "context_parallel_size": 1,
+    "unsloth_grpo_mini_batch": None,
+    "unsloth_logit_chunk_multiplier": None,
+    "unsloth_num_chunks": -1,
+    "vllm_sampling_params": None,
+}
 
 
 def regroup(buffered: list[dict], keys: Tensor, num_parts: int, order: Sequence[int] | None = None) -> list[dict]:
@@ -67,14 +101,59 @@ def vllm_generation_from(make: Callable[..., Any]) -> Iterator[None]:
     Args:
         make: called with TRL's class and with the keyword arguments that TRL has for it.
     """
-    # The class may have been generated anew by Unsloth, so the name is replaced where its own code looks it up
-    names = inspect.unwrap(GRPOTrainer.__init__).__globals__
+    # Unsloth's class lives in a module of its own, and wraps its `__init__` in another
+    names = vars(sys.modules[GRPOTrainer.__module__])
     stock = names["VLLMGeneration"]
     names["VLLMGeneration"] = lambda *args, **kwargs: make(stock, *args, **kwargs)
     try:
         yield
     finally:
         names["VLLMGeneration"] = stock
+
+
+def load_trained_adapter(model: Any, checkpoint: str | Path) -> None:
+    """Load the trained adapter of a checkpoint that holds the reference's adapter as well.
+
+    transformers 5.17 then loads those in folders of their own alone, that is "ref", and the run goes on from an
+    untrained adapter without a word. It may go when we ask for transformers 5.23, which loads both.
+
+    Args:
+        model: policy, not wrapped; one without a second adapter is left alone.
+        checkpoint: its folder.
+    """
+    saved = any((Path(checkpoint) / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME))
+    if saved and isinstance(model, PeftModel) and len(model.peft_config) > 1:
+        model.load_adapter(str(checkpoint), "default", is_trainable=True)
+
+
+def losses(trainer: Any) -> dict[str, float]:
+    """What transformers' trainer adds up for the logged losses: since the last log, and over all steps.
+
+    It sets them to zero when a run is resumed, so that the first loss logged afterwards leaves steps out. It may go
+    when transformers saves them.
+
+    Args:
+        trainer: within `train`.
+    """
+    return {
+        "since_log": trainer._tr_loss.item(),
+        "logged": trainer._total_loss_scalar,
+        "last_log": trainer._globalstep_last_logged,
+        "first_step": getattr(trainer, "_initial_global_step", 0),
+    }
+
+
+def set_losses(trainer: Any, saved: dict[str, float]) -> None:
+    """Go on with what `losses` gave; called when training begins, because transformers sets it shortly before.
+
+    Args:
+        trainer: within `train`.
+        saved: what `losses` gave.
+    """
+    trainer._tr_loss = torch.full_like(trainer._tr_loss, saved["since_log"])
+    trainer._total_loss_scalar = saved["logged"]
+    trainer._globalstep_last_logged = saved["last_log"]
+    trainer._initial_global_step = saved["first_step"]
 
 
 def streamed_weights(model: Any, accelerator: Accelerator) -> Iterator[tuple[str, Tensor]]:

@@ -53,6 +53,15 @@ class GRPOExtConfig(ProcessOptions, RolloutOptions):
     kl_target: float | None = field(
         default=None, metadata={"help": "Wished KL in nats a token, for the ziegler and ppo controllers."}
     )
+    num_rounds: int = field(
+        default=1,
+        metadata={
+            "help": "Rounds of DeepSeekMath's Algorithm 1; at the start of each the reference becomes the policy."
+        },
+    )
+    steps_per_round: int | None = field(
+        default=None, metadata={"help": "Optimizer steps of a round; unset: `max_steps` / `num_rounds`."}
+    )
     scoring: str = choice(
         "auto", ("auto", "tree", "padded"), "Forward pass: shared beginnings once (tree) or row by row (padded)."
     )
@@ -69,6 +78,7 @@ class GRPOExtConfig(ProcessOptions, RolloutOptions):
         self.scale_rewards = spellings.get(self.scale_rewards, self.scale_rewards)
         self._check_choices()
         self._check_batch()
+        self._share_steps()
         super().__post_init__()
         self._check_combinations()
 
@@ -109,7 +119,42 @@ class GRPOExtConfig(ProcessOptions, RolloutOptions):
                 f"gradient_accumulation_steps={steps} would fit, or num_generations in {fitting or 'no number'}."
             )
 
+    def _share_steps(self) -> None:
+        """Fill in whichever of `max_steps` and `steps_per_round` follows from the other."""
+        config: Any = self  # fields of TRL's config
+        rounds, steps, total = self.num_rounds, self.steps_per_round, config.max_steps
+        if rounds < 1:
+            raise ValueError(f"`num_rounds` is {rounds}; it must be at least 1, which is a run without rounds.")
+        if rounds == 1:
+            if steps is not None:
+                raise ValueError(f"`steps_per_round` is {steps}, but `num_rounds` is 1; set num_rounds to 2 or more.")
+            return
+        if steps is None and total > 0 and total % rounds == 0:
+            self.steps_per_round = steps = total // rounds
+        if steps is None or steps < 1 or total not in (-1, rounds * steps):
+            raise ValueError(
+                f"`num_rounds` {rounds}, `steps_per_round` {steps} and `max_steps` {total} do not fit together; give "
+                "steps_per_round alone, or a max_steps that is num_rounds times as much."
+            )
+        config.max_steps = rounds * steps
+
+    def _check_rounds(self) -> None:
+        if self.num_rounds == 1 or self.steps_per_round is None:
+            return
+        if self.sync_ref_model:
+            raise ValueError(
+                f"`sync_ref_model` is True, but with `num_rounds` {self.num_rounds} the reference is renewed once a "
+                "round; leave one of the two unset."
+            )
+        passes = self.steps_per_generation * self.num_iterations
+        if self.steps_per_round * self.gradient_accumulation_steps % passes:
+            raise ValueError(
+                f"`steps_per_round` {self.steps_per_round} ends within a generation, which lasts for "
+                f"{passes / self.gradient_accumulation_steps:g} optimizer steps; use a multiple of it."
+            )
+
     def _check_combinations(self) -> None:
+        self._check_rounds()
         self.check_groups()
         self.check_resampling()
         self.check_vllm()

@@ -1,4 +1,7 @@
-"""MATH (Hendrycks et al., arXiv 2103.03874): competition problems with answers in LaTeX, its 500 held-out problems."""
+"""MATH (Hendrycks et al., arXiv 2103.03874): competition problems with answers in LaTeX.
+
+Held out are the 500 problems of MATH-500 (Lightman et al., arXiv 2305.20050); the other 12,000 are for training.
+"""
 
 import datasets
 
@@ -6,8 +9,12 @@ from grpo_ext.data.rows import asked, picked, written
 from grpo_ext.data.sources import find
 from grpo_ext.rewards.formats import answer_format_named
 
-HUB = "HuggingFaceH4/MATH-500"
+HUB = {
+    "train": "nlile/hendrycks-MATH-benchmark",
+    "test": "HuggingFaceH4/MATH-500",
+}
 FILES = {
+    "train": "math_train.jsonl",
     "test": "math500_dev.jsonl",
 }
 
@@ -20,10 +27,10 @@ def math(
     size: int | None = None,
     seed: int = 0,
 ) -> datasets.Dataset:
-    r"""Load MATH-500 with prompts that ask for one answer format.
+    r"""Load MATH with prompts that ask for one answer format.
 
     Args:
-        split: "test", the one split: 500 problems on the hub, or as many as the file in the folder has.
+        split: "train" (12,000 problems on the hub) or "test" (MATH-500); of a file in the folder, as many as it has.
         answer_format: Name of a row of `grpo_ext.rewards.ANSWER_FORMATS`.
         system_prompt: Text of a system message, or the beginning of a plain prompt.
         conversational: Whether prompts are lists of messages, or else plain strings.
@@ -40,9 +47,9 @@ def math(
         FileNotFoundError: The data set is neither in the folder GRPO_EXT_DATA nor on the hub.
     """
     if split not in FILES:
-        raise ValueError(f"split is {split!r}; MATH-500 has {' and '.join(FILES)}.")
+        raise ValueError(f"split is {split!r}; MATH has {' and '.join(FILES)}.")
     row_format = answer_format_named(answer_format)
-    rows = find(FILES[split], HUB, None, split, columns=("problem", "solution", "answer", "subject", "level"))
+    rows = find(FILES[split], HUB[split], None, split, columns=("problem", "solution", "answer", "subject", "level"))
     examples = []
     for row, where in picked(rows, "MATH", split, size, seed, text=("problem", "solution", "answer")):
         answer = row["answer"].strip()

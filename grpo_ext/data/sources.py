@@ -44,7 +44,7 @@ def find(
     if folder and (Path(folder) / filename).is_file():
         path = Path(folder) / filename
         logger.info("reading %s (folder of %s)", path, DATA_FOLDER_VARIABLE)
-        return _read_json_lines(path, columns)
+        return read_json_lines(path, columns)
     looked = f"there is no {filename} in {folder}" if folder else f"{DATA_FOLDER_VARIABLE} is not set"
     try:
         rows = datasets.load_dataset(hub, hub_config, split=split)
@@ -60,8 +60,19 @@ def find(
     return rows
 
 
-def _read_json_lines(path: Path, columns: Sequence[str]) -> datasets.Dataset:
-    """Read a JSON Lines file; blank lines are passed over."""
+def read_json_lines(path: Path, columns: Sequence[str] = ()) -> datasets.Dataset:
+    """Read a JSON Lines file; blank lines are passed over.
+
+    Args:
+        path: The file.
+        columns: Columns that every row must have.
+
+    Returns:
+        The rows in their order, with all their columns.
+
+    Raises:
+        ValueError: There are no rows, a line is not a JSON object, or a column is missing.
+    """
     with path.open("rb") as lines:
         rows = list(_rows(path, lines, columns))
     if not rows:

@@ -220,7 +220,12 @@ BACKENDS: dict[str, tuple[str, Callable[[Environment], Iterator[Problem]]]] = {
 
 def check_folders(env: Environment) -> Iterator[Problem]:
     """Folders that a run must be able to write to."""
-    options = {"output": "`--output_dir`", "cache": "GRPO_EXT_CACHE", "hub cache": "HF_HOME"}
+    options = {
+        "output": "`--output_dir`",
+        "cache": "GRPO_EXT_CACHE",
+        "hub cache": "HF_HOME",
+        "unsloth": "UNSLOTH_COMPILE_LOCATION",
+    }
     for role, option in options.items():
         folder = env.folders.get(role)
         if folder is not None and folder.error is not None:

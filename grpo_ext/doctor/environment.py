@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from grpo_ext import __version__
+from grpo_ext.backends import COMPILE_FOLDER, first_seen
 from grpo_ext.doctor.bounds import OWN, bounds, own_requirements
+from grpo_ext.folders import cache_root
 
 # In the order in which they are shown.
 SHOWN = (
@@ -138,16 +140,14 @@ def collect(output_dir: str = ".") -> Environment:
         versions=versions,
         requires=requires,
         platform=f"{platform.system().lower()} {platform.machine()}",
-        cpu=_cpuinfo("model name") or platform.processor() or "unknown",
-        cores=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
-        memory=_memory(),
+        **machine(),
         cpu_flags=frozenset(_cpuinfo("flags").split()),
         cuda=facts.get("cuda"),
         driver=_driver(),
         gpus=tuple(Gpu(gpu["name"], gpu["memory"], tuple(gpu["capability"])) for gpu in facts.get("gpus", ())),
         bf16=facts.get("bf16", False),
         broken=broken,
-        imported=tuple(name for name in sys.modules if name in ORDERED),
+        imported=tuple(sorted((name for name in ORDERED if name in sys.modules), key=first_seen)),
         folders={role: writable(path) for role, path in folders(output_dir).items()},
     )
 
@@ -220,6 +220,15 @@ def _driver() -> str | None:
     return file.read_text().strip() if file.is_file() else None
 
 
+def machine() -> dict[str, Any]:
+    """`cpu` (name of the processor), `cores` that this process may use, and `memory` in bytes."""
+    return {
+        "cpu": _cpuinfo("model name") or platform.processor() or "unknown",
+        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
+        "memory": _memory(),
+    }
+
+
 def _cpuinfo(key: str) -> str:
     """Value of the first line of /proc/cpuinfo with a key; empty where there is none."""
     try:
@@ -243,9 +252,12 @@ def folders(output_dir: str) -> dict[str, Path]:
         output_dir: that of a run.
     """
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    # In our cache unless the user says otherwise
+    generated = os.environ.get(COMPILE_FOLDER)
     return {
+        **({"unsloth": Path(generated)} if generated else {}),
         "output": Path(output_dir),
-        "cache": Path(os.environ.get("GRPO_EXT_CACHE") or Path.home() / ".cache" / "grpo_ext"),
+        "cache": cache_root(),
         "hub cache": Path(os.environ.get("HF_HUB_CACHE") or home / "hub"),
         "memory": MEMORY if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) else Path(tempfile.gettempdir()),
     }

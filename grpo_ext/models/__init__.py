@@ -8,10 +8,11 @@ from typing import Any
 # Looked up on first use, so that importing this package pulls in neither transformers nor peft: Unsloth has to be
 # imported before them.
 _EXPORTS = {
-    "load_policy": "policy",
+    "load_policy": "load",
     "load_tokenizer": "tokenizer",
     "PLAIN_CHAT_TEMPLATE": "tokenizer",
     "resolve_model": "resolve",
+    "save_policy": "saving",
     "tiny_policy": "tiny",
     "tiny_tokenizer": "tiny",
 }

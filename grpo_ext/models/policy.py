@@ -1,4 +1,4 @@
-"""Load a policy to train: a transformers model with a LoRA adapter, in 16 or 32 bit or over 4-bit weights."""
+"""A policy from transformers and peft: a model in 16 or 32 bit or over 4-bit weights, with a LoRA adapter."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from grpo_ext.models.resolve import resolve_model
-from grpo_ext.models.tokenizer import load_tokenizer
-
 DTYPES: dict[str, torch.dtype | str] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -20,67 +17,30 @@ DTYPES: dict[str, torch.dtype | str] = {
 }
 
 
-def load_policy(
-    model: str | os.PathLike[str],
+def load_transformers(
+    path: str,
+    tokenizer: PreTrainedTokenizerBase,
     *,
-    dtype: str = "bfloat16",
-    load_in_4bit: bool = False,
-    lora_r: int | None = 16,
-    lora_alpha: int | None = None,
-    lora_dropout: float = 0.0,
-    lora_target_modules: str | Sequence[str] = "all-linear",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    device: str | torch.device | None = None,
-    chat_template: str | None = None,
-) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
-    """Load a causal language model, put a LoRA adapter on it, and return it with a tokenizer fit for rollouts.
-
-    Both can be handed to TRL's trainers as they are. With `beta != 0` TRL copies the adapter of a `PeftModel` into a
-    second, frozen one called "ref" when the trainer is made, so the reference policy is the policy as it was at that
-    moment: an adapter that was warmed up before is part of the reference.
-
-    Args:
-        model: folder, hub name, or `HuggingFaceTB/SmolLM2-135M-Instruct`, which is also found offline
-            (`resolve_model`).
-        dtype: `"bfloat16"`, `"float16"`, `"float32"`, or `"auto"` for the type the weights were saved in. Adapter
-            weights are kept in float32, as peft does. With `load_in_4bit` it is the type of the computation.
-        load_in_4bit: hold the base weights in 4-bit NormalFloat (NF4, double quantisation; QLoRA, arXiv:2305.14314,
-            section 3) through bitsandbytes, on a GPU or a CPU.
-        lora_r: rank of the adapter; 0 or None trains all weights.
-        lora_alpha: numerator of the adapter's scale alpha / r; None means 2 * lora_r, a scale of 2 at every rank.
-        lora_dropout: dropout before the adapter; 0 keeps training and rollout log-probabilities equal.
-        lora_target_modules: module names, or `"all-linear"` for every linear layer but the output head.
-        revision: branch, tag or commit on the hub.
-        trust_remote_code: whether code that comes with the model may run.
-        device: where to put the model; None means the first GPU, or the CPU if there is none.
-        chat_template: template to use in place of the tokenizer's own.
-
-    Returns:
-        The model in training mode and the tokenizer: padding on the left, with a pad token other than the end token
-        wherever the vocabulary has a free one.
-
-    Raises:
-        OSError: if the model or its tokenizer cannot be found.
-        ValueError: for an unknown dtype, a negative rank, or 4-bit weights without an adapter.
-    """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}, but must be one of {', '.join(map(repr, DTYPES))}.")
-    rank = lora_r or 0
-    if rank < 0:
-        raise ValueError(f"lora_r is {lora_r}, but a rank is positive, and 0 or None trains all weights.")
-    if load_in_4bit and not rank:
-        raise ValueError("load_in_4bit=True needs an adapter, because 4-bit weights cannot be trained; set lora_r.")
-
-    path = resolve_model(model)
-    tokenizer = load_tokenizer(
-        path, revision=revision, trust_remote_code=trust_remote_code, chat_template=chat_template
-    )
+    dtype: str,
+    load_in_4bit: bool,
+    lora_r: int,
+    lora_alpha: int,
+    lora_dropout: float,
+    lora_target_modules: str | Sequence[str],
+    random_state: int | None,
+    revision: str | None,
+    trust_remote_code: bool,
+    device: str | torch.device | None,
+) -> PreTrainedModel | PeftModel:
+    """The policy from transformers and peft; arguments as for `load_policy`, checked there."""
     network = _load_weights(path, dtype, load_in_4bit, revision, trust_remote_code, device)
-    _agree_on_tokens(network, tokenizer)
-    if rank:
-        network = add_lora(network, rank, lora_alpha, lora_dropout, lora_target_modules)
-    return network.train(), tokenizer
+    agree_on_tokens(network, tokenizer)
+    if not lora_r:
+        return network
+    with torch.random.fork_rng(enabled=random_state is not None):
+        if random_state is not None:
+            torch.manual_seed(random_state)
+        return add_lora(network, lora_r, lora_alpha, lora_dropout, lora_target_modules)
 
 
 def add_lora(
@@ -111,7 +71,7 @@ def _load_weights(
     trust_remote_code: bool,
     device: str | torch.device | None,
 ) -> PreTrainedModel:
-    place = device if device is not None else ("cuda:0" if torch.cuda.is_available() else "cpu")
+    place = device if device is not None else (first_gpu() if torch.cuda.is_available() else "cpu")
     options = {"dtype": DTYPES[dtype], "device_map": {"": place}}
     if load_in_4bit:
         options["quantization_config"] = BitsAndBytesConfig(
@@ -132,6 +92,11 @@ def _load_weights(
     return network
 
 
+def first_gpu() -> str:
+    """The GPU of this process: by its rank where a launcher has started several, or the first one."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+
+
 def keep_4bit_differentiable(model: torch.nn.Module) -> int:
     """Keep bitsandbytes from repacking 4-bit weights on the CPU, and return how many layers that concerned.
 
@@ -147,7 +112,7 @@ def keep_4bit_differentiable(model: torch.nn.Module) -> int:
     return len(layers)
 
 
-def _agree_on_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def agree_on_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give the model the tokenizer's pad token, and have generation stop at the tokenizer's end token."""
     model.config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id

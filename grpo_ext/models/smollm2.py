@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from grpo_ext.folders import cache_root
 from grpo_ext.models.tokenizer import prepare_tokenizer
 
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -28,8 +28,7 @@ SPECIAL_TOKENS = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "unk_t
 
 def cache_folder() -> Path:
     """Where the converted model lies: `$GRPO_EXT_CACHE/SmolLM2-135M-Instruct`, by default in `~/.cache/grpo_ext`."""
-    root = os.environ.get("GRPO_EXT_CACHE") or Path.home() / ".cache" / "grpo_ext"
-    return Path(root) / NAME.rsplit("/", 1)[-1]
+    return cache_root() / NAME.rsplit("/", 1)[-1]
 
 
 def find_gguf() -> Path | None:

@@ -9,6 +9,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from grpo_ext.ops.masking import masked_mean
+
+# In a dead group TRL leaves the rounding of its mean, divided by 1e-4
+ROUNDING = 1e-3
+
 
 def _sums(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     """Sum and count over the scored rows of each row's group, (R,) each."""
@@ -254,3 +259,31 @@ def advantages_per_reward(
     total = total.masked_fill(rewards.isnan().all(1), torch.nan)
     whole = torch.zeros_like(groups)
     return advantages(total, whole, "mean", "group", eps).to(rewards.dtype)
+
+
+def weight_sums(advantages: Tensor, mask: Tensor) -> Tensor:
+    """Σ w and Σ w² over rows, w = |A| (its mean over a row's tokens); both add up over batches and processes.
+
+    Args:
+        advantages: (B,), or (B, T) with an advantage a token.
+        mask: (B, T), 1 for a real token.
+
+    Returns:
+        (2,); a weight below `ROUNDING` counts as 0.
+    """
+    size = advantages.abs().float()
+    weights = size if size.dim() == 1 else masked_mean(size, mask, dim=1)
+    weights = torch.where(weights < ROUNDING, torch.zeros_like(weights), weights)
+    return torch.stack([weights.sum(), (weights * weights).sum()])
+
+
+def effective_samples(sums: Tensor) -> Tensor:
+    """(Σ w)² / Σ w², how many equally weighted samples have the variance of these (Kish 1965, Survey Sampling).
+
+    Args:
+        sums: (2,) from `weight_sums`.
+
+    Returns:
+        A scalar between 0, when all groups are dead, and the number of rows.
+    """
+    return torch.where(sums[1] > 0, sums[0] ** 2 / sums[1], torch.zeros_like(sums[0]))

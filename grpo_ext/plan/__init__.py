@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,10 +15,10 @@ import torch
 from grpo_ext.cli import layered
 from grpo_ext.plan.advice import Case, advise
 from grpo_ext.plan.batch import Batch, batch_of, in_words, nearest
-from grpo_ext.plan.memory import Load, estimate, gigabytes, peak
+from grpo_ext.plan.memory import Load, estimate, gigabytes, peak, weights
 from grpo_ext.plan.memory import in_words as memory_in_words
 from grpo_ext.plan.shape import Shape, find_shape
-from grpo_ext.recipes.gsm8k import DEFAULTS, RecipeArguments
+from grpo_ext.recipes.grpo import DEFAULTS, RecipeArguments
 
 UNITS = {"": 1e9, "GB": 1e9, "MB": 1e6, "GIB": 2**30, "MIB": 2**20}
 
@@ -139,7 +139,7 @@ def load_of(
     """
     tree = values["scoring"] == "tree" or (values["scoring"] == "auto" and device == "cpu")
     inside = values["use_vllm"] and values["vllm_mode"] == "colocate" and not values["vllm_server_urls"]
-    return Load(
+    load = Load(
         dtype=values["dtype"],
         four_bit=values["load_in_4bit"],
         rank=values["lora_r"],
@@ -161,6 +161,10 @@ def load_of(
         generates=not values["use_vllm"],
         device=device,
     )
+    if values["fast_inference"] and load.engine and shape is not None:
+        # The policy's weights lie in the engine's share
+        return replace(load, engine=max(load.engine - weights(shape, load), 0.0))
+    return load
 
 
 def passes_of(batch: Batch, load: Load) -> dict[str, str]:

@@ -115,7 +115,7 @@ def processes(case: Case) -> Iterator[str]:
 def lengths(case: Case) -> Iterator[str]:
     """Sequences that do not fit the model or the engine."""
     prompt, completion = case.prompt_tokens, case.batch.completion_tokens
-    windows = {"`vllm_max_model_length`": case.values["vllm_max_model_length"]}
+    windows = {f"`{name}`": case.values[name] for name in ("vllm_max_model_length", "max_seq_length")}
     if case.shape is not None:
         windows[f"the window of {case.shape.name}"] = case.shape.window
     for name, window in windows.items():
@@ -162,9 +162,46 @@ def dataset(case: Case) -> Iterator[str]:
         )
 
 
+def unsloth(case: Case) -> Iterator[str]:
+    """What Unsloth has not, or what it alone has."""
+    values = case.values
+    if values["backend"] != "unsloth":
+        for name, unsaid in (("max_seq_length", None), ("fast_inference", False)):
+            if values[name] != unsaid:
+                yield f"`{name}` is {values[name]}, an option of Unsloth alone; set backend=unsloth, or leave it out."
+        return
+    if not values["lora_r"]:
+        yield "`lora_r` is 0, which trains all weights, but backend 'unsloth' is for adapters; set lora_r=16."
+    if case.device == "cpu":
+        if values["fast_inference"]:
+            yield (
+                "`fast_inference` needs a GPU, where vLLM shares the policy's weights; on a CPU set use_vllm=true and "
+                "vllm_sync=adapter."
+            )
+        return
+    if values["fast_inference"] and not (values["use_vllm"] and values["vllm_sync"] == "adapter"):
+        yield (
+            "`fast_inference` starts a vLLM engine that is given the adapter; set use_vllm=true and vllm_sync=adapter."
+        )
+    if values["scoring"] == "tree":
+        yield "`scoring` is 'tree', but Unsloth's own forward pass shares prompts in its own way; leave it on 'auto'."
+
+
+def saving(case: Case) -> Iterator[str]:
+    """What could not be written after the last step."""
+    formats, values = case.values["save_format"] or [], case.values
+    if "adapter" in formats and not values["lora_r"]:
+        yield "`save_format` 'adapter' needs an adapter, and `lora_r` 0 trains all weights; use 'model'."
+    if "gguf" in formats and (values["backend"] != "unsloth" or case.device == "cpu"):
+        yield (
+            "`save_format` 'gguf' is Unsloth's, on a GPU; save 'merged_16bit' and convert that folder with "
+            "llama.cpp's convert_hf_to_gguf.py."
+        )
+
+
 def scoring(case: Case) -> Iterator[str]:
     """A path that has to be asked for."""
-    if case.device == "cuda" and case.values["scoring"] == "auto":
+    if case.device == "cuda" and case.values["scoring"] == "auto" and case.values["backend"] != "unsloth":
         yield "On a GPU rows are padded unless scoring=tree is set: each prompt is forwarded once per completion."
 
 
@@ -176,6 +213,8 @@ ADVICE: dict[Callable[[Case], Iterator[str]], bool] = {
     lengths: True,
     dataset: True,
     whole_groups: True,
+    unsloth: True,
+    saving: True,
     processes: False,
     sampler: False,
     spread: False,

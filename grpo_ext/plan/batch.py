@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # Prompts of a recipe's dataset when `train_size` is unset.
-PROBLEMS = {"gsm8k": 7473, "arithmetic": 2048}
+PROBLEMS = {"gsm8k": 7473, "arithmetic": 2048, "math": 12000, "gsm8k+math": 19473}
 
 
 @dataclass(frozen=True)

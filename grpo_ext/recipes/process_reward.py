@@ -15,23 +15,21 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
-from transformers import AutoModelForTokenClassification, GenerationConfig, set_seed
+from transformers import AutoModelForTokenClassification, set_seed
 from trl import TrlParser
 
-from grpo_ext.checks import check_output_dir
+from grpo_ext.checks import at_least, check_output_dir
 from grpo_ext.cli import run
-from grpo_ext.models import load_policy, load_tokenizer, resolve_model
-from grpo_ext.recipes.gsm8k import DATASETS, load_problems
+from grpo_ext.models import load_tokenizer, resolve_model
+from grpo_ext.recipes.problems import load_problems
 from grpo_ext.recipes.process_training import Example, accuracy, train
-from grpo_ext.recipes.warm_up import warm_up
+from grpo_ext.recipes.sampled import SampledArguments, open_sampler
 from grpo_ext.report import versions, write_json
 from grpo_ext.rewards import REWARDS
 from grpo_ext.rewards.process import PROCESS_REWARDS, Tools
 from grpo_ext.rewards.process_model import TAG_FILE, ModelReward
-from grpo_ext.rewards.rows import prompt_text
 from grpo_ext.rewards.steps import Step, split_steps
-from grpo_ext.rollouts.continuations import Continuations
+from grpo_ext.rollouts.solutions import draw_solutions
 
 SOURCES = ("policy", "changed")
 LABELS = tuple(name for name in PROCESS_REWARDS if name != "model")
@@ -39,14 +37,10 @@ _RESULT = re.compile(r"(?<==)(\s*)(\d+)\s*$")
 
 
 @dataclass
-class ProcessRewardArguments:
+class ProcessRewardArguments(SampledArguments):
     """What the recipe takes."""
 
     output_dir: str = field(default="runs/process_reward", metadata={"help": "Where the model is saved."})
-    model_name_or_path: str = field(
-        default="HuggingFaceTB/SmolLM2-135M-Instruct", metadata={"help": "Policy, and base of the classifier."}
-    )
-    base_model: str | None = field(default=None, metadata={"help": "Base of the classifier; unset: the policy."})
     source: str = field(
         default="policy",
         metadata={
@@ -56,32 +50,10 @@ class ProcessRewardArguments:
     )
     labels: str = field(default="calculations", metadata={"help": "What labels a step.", "choices": list(LABELS)})
     rollouts: int = field(default=8, metadata={"help": "Roll-outs of a step, for labels that need them."})
-    check: str = field(
-        default="correct_final", metadata={"help": "Whether a roll-out is right.", "choices": list(REWARDS)}
-    )
-    dataset: str = field(default="arithmetic", metadata={"help": "Problems.", "choices": list(DATASETS)})
-    difficulty: str = field(default="two_step", metadata={"help": "Of the built-in arithmetic."})
-    answer_format: str = field(default="hash", metadata={"help": "Format the prompt asks for."})
-    system_prompt: str | None = field(default=None, metadata={"help": "System message of the GSM8K prompts."})
-    problems: int = field(default=256, metadata={"help": "Problems whose solutions are labelled."})
-    held_out: int = field(default=64, metadata={"help": "Further problems that measure the model."})
-    solutions: int = field(default=4, metadata={"help": "Solutions of a problem."})
-    max_completion_length: int = field(default=64, metadata={"help": "Tokens of a solution at most."})
-    temperature: float = field(default=1.0, metadata={"help": "Of the policy's solutions and roll-outs."})
-    sft_steps: int = field(default=0, metadata={"help": "Supervised warm-up steps of the policy, in memory."})
-    epochs: int = field(default=2, metadata={"help": "Passes over the labelled solutions."})
-    batch_size: int = field(default=16, metadata={"help": "Solutions an optimiser step."})
-    learning_rate: float = field(default=2e-5, metadata={"help": "Of AdamW; DeepSeekMath sec. 4.2: 2e-5."})
-    seed: int = field(default=0, metadata={"help": "Of everything that is drawn."})
 
     def __post_init__(self) -> None:
-        for name in ("problems", "held_out", "solutions", "rollouts", "epochs", "batch_size", "max_completion_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
-        for name in ("source", "labels", "check", "dataset"):
-            choices = self.__dataclass_fields__[name].metadata["choices"]
-            if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}; it must be one of: {', '.join(choices)}.")
+        self.check_sampled("source", "labels")
+        at_least("rollouts", self.rollouts)
         if self.source == "changed" and self.labels != "calculations":
             raise ValueError(
                 f"`labels` is {self.labels!r}, but changed answers come without a policy; use source='policy'."
@@ -127,32 +99,28 @@ def label_changed(problems: Dataset, args: ProcessRewardArguments) -> list[Examp
 
 def label_sampled(policy: Any, tokenizer: Any, problems: Dataset, args: ProcessRewardArguments) -> list[Example]:
     """Solutions of a policy, labelled by the rule or by its own roll-outs."""
-    model = policy.get_base_model() if isinstance(policy, PeftModel) else policy
-    ends = model.generation_config.eos_token_id
-    ends = sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
-    draw = Continuations(
-        model,
-        GenerationConfig(do_sample=True, temperature=args.temperature, top_k=0, pad_token_id=tokenizer.pad_token_id,
-                         eos_token_id=ends),
-    )  # fmt: skip
-    asked = [
-        tokenizer(prompt_text(prompt, tokenizer), add_special_tokens=False)["input_ids"]
-        for prompt in problems["prompt"]
-    ]
-    drawn = draw(asked, args.solutions, [args.max_completion_length] * len(asked))
-    rows = [row for row in range(len(asked)) for _ in range(args.solutions)]
-    ids = [completion for group in drawn for completion in group]
-    reward = PROCESS_REWARDS[args.labels](
-        Tools(draw, REWARDS[args.check], tokenizer, model.device, args.max_completion_length, rollouts=args.rollouts)
+    drawn = draw_solutions(
+        policy, tokenizer, problems["prompt"], args.solutions, args.max_completion_length, args.temperature
     )
-    steps = [split_steps(row, tokenizer, "\n", ends) for row in ids]
+    rows, ids = drawn.rows, drawn.ids
+    reward = PROCESS_REWARDS[args.labels](
+        Tools(
+            drawn.draw,
+            REWARDS[args.check],
+            tokenizer,
+            policy.device,
+            args.max_completion_length,
+            rollouts=args.rollouts,
+        )
+    )
+    steps = [split_steps(row, tokenizer, "\n", drawn.ends) for row in ids]
     columns = {name: [problems[name][row] for row in rows] for name in ("answer", "answer_format")}
     prompts = [problems["prompt"][row] for row in rows]
     labels = reward(
         prompts=prompts,
-        completions=tokenizer.batch_decode(ids, skip_special_tokens=True),
+        completions=drawn.texts,
         steps=steps,
-        prompt_ids=[asked[row] for row in rows],
+        prompt_ids=[drawn.asked[row] for row in rows],
         completion_ids=ids,
         **columns,
     )
@@ -165,11 +133,8 @@ def label_sampled(policy: Any, tokenizer: Any, problems: Dataset, args: ProcessR
 def _labeller(args: ProcessRewardArguments) -> Callable[[Dataset], list[Example]]:
     if args.source == "changed":
         return lambda problems: label_changed(problems, args)
-    policy, tokenizer = load_policy(resolve_model(args.model_name_or_path), dtype="float32", lora_r=0)
-    if args.sft_steps:
-        worked = load_problems(args, "train", args.sft_steps * 16, seed=1000 + args.seed)  # type: ignore[arg-type]
-        warm_up(policy, tokenizer, worked, args.sft_steps, 16, 3e-4)
-    return lambda problems: label_sampled(policy.eval(), tokenizer, problems, args)
+    policy, tokenizer = open_sampler(args)
+    return lambda problems: label_sampled(policy, tokenizer, problems, args)
 
 
 def main(argv: Sequence[str]) -> int:

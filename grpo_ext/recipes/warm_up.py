@@ -1,20 +1,33 @@
 """A short supervised warm-up on worked answers, so that a weak model earns its first rewards."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 
-from grpo_ext.rewards.rows import prompt_text
+from grpo_ext.rewards.rows import Completion, prompt_text
 
 
-def _batch(tokenizer: Any, rows: Dataset, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Left-padded (B, L) ids, attention mask and labels, -100 where nothing is to be learned."""
+def worked_batch(
+    tokenizer: Any, prompts: Sequence[Completion], answers: Sequence[str], device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompts with the answers that are to be learned, padded on the left.
+
+    Args:
+        tokenizer: the policy's.
+        prompts: B prompts, text or messages.
+        answers: B answers, after which the end token is to be learned as well.
+        device: where the batch goes.
+
+    Returns:
+        (B, L) ids, attention mask, and labels, which are -100 where nothing is to be learned.
+    """
     sequences, labels = [], []
-    for prompt, solution in zip(rows["prompt"], rows["solution"], strict=True):
+    for prompt, answer in zip(prompts, answers, strict=True):
         asked = tokenizer(prompt_text(prompt, tokenizer), add_special_tokens=False)["input_ids"]
-        answered = tokenizer(solution + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
+        answered = tokenizer(answer + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
         sequences.append(asked + answered)
         labels.append([-100] * len(asked) + answered)
     length = max(map(len, sequences))
@@ -51,9 +64,8 @@ def warm_up(model: Any, tokenizer: Any, rows: Dataset, steps: int, batch_size: i
     model.train()
     loss = torch.zeros(())
     for step in range(steps):
-        ids, mask, labels = _batch(
-            tokenizer, rows.select(range(step * batch_size, (step + 1) * batch_size)), model.device
-        )
+        part = rows[step * batch_size : (step + 1) * batch_size]
+        ids, mask, labels = worked_batch(tokenizer, part["prompt"], part["solution"], model.device)
         kept = int((labels != -100).sum(1).max())
         logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=kept + 1).logits[:, :-1].float()
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, -kept:].flatten(), ignore_index=-100)

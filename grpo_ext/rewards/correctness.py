@@ -35,11 +35,13 @@ def _score_numbers(
     return scores
 
 
-def _strict_number(text: str, row_format: AnswerFormat) -> Number | None:
+def strict_number(text: str, row_format: AnswerFormat) -> Number | None:
+    """Read the number that `correct_strict` compares: the last one in the asked-for format."""
     return parse_number(row_format.extract(text) or "")
 
 
-def _lenient_number(text: str, row_format: AnswerFormat) -> Number | None:
+def lenient_number(text: str, row_format: AnswerFormat) -> Number | None:
+    """Read the number that `correct` compares: in the asked-for format, else boxed, else the last one of the text."""
     for asked in (row_format, BOXED):
         number = parse_number(asked.extract(text) or "")
         if number is not None:
@@ -71,7 +73,7 @@ def correct_strict(
     Raises:
         ValueError: There is no column `answer`, a column has the wrong length, or a format is unknown.
     """
-    return _score_numbers("correct_strict", _strict_number, completions, answer, answer_format)
+    return _score_numbers("correct_strict", strict_number, completions, answer, answer_format)
 
 
 @reads("answer")
@@ -127,7 +129,7 @@ def correct(
     Raises:
         ValueError: There is no column `answer`, a column has the wrong length, or a format is unknown.
     """
-    return _score_numbers("correct", _lenient_number, completions, answer, answer_format)
+    return _score_numbers("correct", lenient_number, completions, answer, answer_format)
 
 
 @reads("answer")

@@ -32,6 +32,12 @@ def _found(text: str, formats: Sequence[AnswerFormat]) -> str | None:
     return None
 
 
+def found_answer(text: str, row_format: AnswerFormat, gold: str, lenient: bool) -> str | None:
+    """Return the written answer that `correct_math`, or without `lenient` `correct_math_strict`, compares."""
+    found = _found(text, [row_format, BOXED, HASH, SENTENCE, CHINESE] if lenient else [row_format])
+    return last_number(text) if found is None and lenient and _is_number(gold) else found
+
+
 def asks_for_percent(problem: str) -> bool:
     """Tell whether a problem asks for its answer in per cent."""
     return _PERCENT.search(problem) is not None
@@ -61,10 +67,7 @@ def _score(
         if gold is None or not gold.strip(" ${}\\"):
             scores.append(None)
             continue
-        text = completion_text(completion)
-        found = _found(text, [row_format, BOXED, HASH, SENTENCE, CHINESE] if lenient else [row_format])
-        if found is None and lenient and _is_number(gold):
-            found = last_number(text)
+        found = found_answer(completion_text(completion), row_format, gold, lenient)
         scores.append(float(found is not None and same(gold, found, _asks_for_percent(prompts, row))))
     return scores
 

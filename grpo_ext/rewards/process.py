@@ -97,6 +97,19 @@ class RolloutReward:
     stats: dict[str, float] = field(default_factory=dict)
     _random: random.Random = field(default_factory=lambda: random.Random(0), repr=False)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must keep: estimates that later steps take up, and the place in the random choice."""
+        return {"cache": self.cache, "random": self._random.getstate()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a checkpoint was.
+
+        Args:
+            state: what `state_dict` gave.
+        """
+        self.cache = dict(state["cache"])
+        self._random.setstate(state["random"])
+
     def forget(self) -> None:
         """Drop the estimates of a policy that has changed."""
         if self.tools.policy_rolls_out or len(self.cache) > MOST_CACHED:

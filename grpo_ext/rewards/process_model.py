@@ -6,13 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-)
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
+from grpo_ext.rewards.classifiers import chunks_by_length, load_classifier, longest_row, padded
 from grpo_ext.rewards.rows import prompt_text
 from grpo_ext.rewards.steps import Step
 
@@ -87,7 +83,7 @@ class ModelReward:
     ) -> None:
         self.model, self.tokenizer, self.tag = model.eval(), tokenizer, tag
         self.batch_size, self.good_label = batch_size, good_label
-        self.max_length = max_length or getattr(model.config, "max_position_embeddings", None)
+        self.max_length = max_length or longest_row(model, tokenizer)
         self.by_token = type(model).__name__.endswith("ForTokenClassification")
 
     def __call__(
@@ -139,8 +135,7 @@ class ModelReward:
                 reads.append((row, ends[within[-1]] + 1, within))
             elif not self.by_token:
                 reads += [(row, ends[step] + 1, [step]) for step in within]
-        reads.sort(key=lambda read: read[1])
-        return [reads[start : start + self.batch_size] for start in range(0, len(reads), self.batch_size)]
+        return chunks_by_length(reads, self.batch_size, lambda read: read[1])
 
     def padded(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """Rows as one batch, padded on the right.
@@ -151,14 +146,7 @@ class ModelReward:
         Returns:
             `input_ids` and `attention_mask`, (B, L) on the model's device.
         """
-        width, pad = max(map(len, rows)), self.tokenizer.pad_token_id
-        ids = [[*row, *[pad] * (width - len(row))] for row in rows]
-        mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
-        device = self.model.device
-        return {
-            "input_ids": torch.tensor(ids, device=device),
-            "attention_mask": torch.tensor(mask, device=device),
-        }
+        return padded(rows, self.tokenizer.pad_token_id, self.model.device)
 
 
 def load_process_model(
@@ -177,22 +165,13 @@ def load_process_model(
 
     Raises:
         OSError: there is no such model.
-        ValueError: it is no classifier.
+        ValueError: it is no classifier, or has no safetensors.
     """
-    kinds = {"ForTokenClassification": AutoModelForTokenClassification}
-    kinds["ForSequenceClassification"] = AutoModelForSequenceClassification
-    names = AutoConfig.from_pretrained(name).architectures or ["a bare configuration"]
-    auto = next((auto for ending, auto in kinds.items() if names[0].endswith(ending)), None)
-    if auto is None:
-        raise ValueError(
-            f"`process_reward_model` {name!r} is a {names[0]}; it must be a token or sequence classifier, such as "
-            "`python -m grpo_ext.recipes.process_reward` makes."
-        )
-    model = auto.from_pretrained(name, dtype=dtype if dtype == "auto" else getattr(torch, dtype)).to(device)
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
+    kinds = {
+        "ForTokenClassification": AutoModelForTokenClassification,
+        "ForSequenceClassification": AutoModelForSequenceClassification,
+    }
+    model, tokenizer = load_classifier(name, kinds, "process_reward_model", device, dtype)
     tag = Path(name) / TAG_FILE
     if tag.is_file():
         options = {"tag": tag.read_text(encoding="utf-8"), **options}

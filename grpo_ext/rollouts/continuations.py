@@ -1,6 +1,7 @@
 """Several continuations of each of many prefixes, where a beginning that prefixes share is forwarded once."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from copy import copy
 
 import torch
@@ -19,19 +20,26 @@ class Continuations:
         model: causal language model, not wrapped.
         config: how tokens are drawn; its `max_new_tokens` is set here.
         tokens_at_once: tokens that one pass may hold.
+        share: whether shared beginnings are forwarded once; otherwise any model can draw.
 
     Raises:
         ValueError: the model cannot decode with shared prompts.
     """
 
-    def __init__(self, model: PreTrainedModel, config: GenerationConfig, tokens_at_once: int = TOKENS_AT_ONCE) -> None:
-        reason = undecodable(model)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        config: GenerationConfig,
+        tokens_at_once: int = TOKENS_AT_ONCE,
+        share: bool = True,
+    ) -> None:
+        reason = undecodable(model) if share else None
         if reason is not None:
             raise ValueError(
                 f"Roll-outs go on from shared beginnings, but {type(model).__name__} {reason}; use another "
                 "`process_reward`, or name a model with plain full attention in `process_rollout_model`."
             )
-        self.model, self.config, self.tokens_at_once = model, copy(config), tokens_at_once
+        self.model, self.config, self.tokens_at_once, self.share = model, copy(config), tokens_at_once, share
 
     @torch.no_grad()
     def __call__(self, prefixes: Sequence[Sequence[int]], count: int, room: Sequence[int]) -> list[list[list[int]]]:
@@ -83,7 +91,7 @@ class Continuations:
         config = copy(self.config)
         config.max_new_tokens = max(room[place] for place in chunk)
         config.max_length = None
-        with LocalGroups().within(self.model):
+        with LocalGroups().within(self.model) if self.share else nullcontext():
             rows = self.model.generate(
                 input_ids=torch.tensor(ids, device=device),
                 attention_mask=torch.tensor(mask, device=device),

@@ -38,10 +38,16 @@ class LocalGroups:
     Args:
         strategy: row of `SEARCHES`, or "sampling", where each row is a sample of its own.
         size: numbers of a group; not used by "sampling".
+        uniforms: numbers that "sampling" draws with, see `Rules`.
     """
 
-    def __init__(self, strategy: str = "sampling", size: GroupSize | None = None) -> None:
-        self.strategy, self.size = strategy, size
+    def __init__(
+        self,
+        strategy: str = "sampling",
+        size: GroupSize | None = None,
+        uniforms: Callable[[Tensor, int], Tensor] | None = None,
+    ) -> None:
+        self.strategy, self.size, self.uniforms = strategy, size, uniforms
         self.made: Groups | None = None
 
     @contextmanager
@@ -80,7 +86,7 @@ class LocalGroups:
 
         def rules(first_rows: Tensor) -> Rules:
             pad, draws = generation_config.pad_token_id, generation_config.do_sample
-            return Rules(logits_processor, stopping_criteria, pad, first_rows, draws)
+            return Rules(logits_processor, stopping_criteria, pad, first_rows, draws, self.uniforms)
 
         make = self._rows if self.strategy == "sampling" else self._groups
         return torch.cat([input_ids, make(model, input_ids, mask.bool(), rules)], 1)

@@ -5,8 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from trl import GRPOConfig
-
+from grpo_ext.compat import TRLConfig
 from grpo_ext.rollouts.strategies import SEARCHES, GroupSize
 from grpo_ext.rollouts.vllm.requests import REFUSED_STRATEGIES
 
@@ -30,7 +29,7 @@ def choice(default: str | None, choices: Iterable[str], text: str) -> Any:
 
 
 @dataclass
-class RolloutOptions(GRPOConfig):
+class RolloutOptions(TRLConfig):
     """Strategy of a group, resampling of groups without spread, and where vLLM gets the policy from."""
 
     group_generation: str = choice(

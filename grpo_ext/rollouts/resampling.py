@@ -217,3 +217,16 @@ class PromptStream:
             self._left += torch.randperm(self.rows, generator=self._generator).tolist()
         taken, self._left = self._left[:count], self._left[count:]
         return taken
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the order, for a checkpoint."""
+        return {"generator": self._generator.get_state(), "left": list(self._left)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a place in the order.
+
+        Args:
+            state: what `state_dict` gave.
+        """
+        self._generator.set_state(state["generator"])
+        self._left = list(state["left"])

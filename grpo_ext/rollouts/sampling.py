@@ -1,5 +1,6 @@
 """Sampling row by row, where a row that has ended costs nothing more."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +23,8 @@ class Rules:
         pad: token after the end of a row.
         first_rows: (P,) row of the batch, for which they were made, that has each prompt.
         sample: whether to draw; if not, the most probable token is taken.
+        uniforms: takes (R,) places of rows and the number of tokens that they have, gives (R,) numbers from 0 to 1 by
+            which their next tokens are drawn, so that a row's draws are its own; None draws from torch's generator.
     """
 
     processors: LogitsProcessorList = field(repr=False)
@@ -29,6 +32,7 @@ class Rules:
     pad: int
     first_rows: Tensor
     sample: bool = True
+    uniforms: Callable[[Tensor, int], Tensor] | None = None
 
     def scores(self, ids: Tensor, logits: Tensor, prompts: Tensor) -> Tensor:
         """The processors' logits for some rows.
@@ -73,7 +77,7 @@ def sample(prompts: Prompts, prompt_ids: Tensor, rows: Tensor, rules: Rules, pla
     columns: list[Tensor] = []
     while True:
         scores = rules.scores(ids, logits, decoder.rows)
-        tokens = _draw(scores.softmax(-1), live, len(rows)) if rules.sample else scores.argmax(-1)
+        tokens = _next(scores, rules, live, len(rows), len(columns))
         tokens = tokens.masked_fill(ended, rules.pad)
         column = torch.full_like(rows, rules.pad)
         column[live] = tokens
@@ -87,6 +91,30 @@ def sample(prompts: Prompts, prompt_ids: Tensor, rows: Tensor, rules: Rules, pla
             parents = (~ended).nonzero().squeeze(1)
             ids, live, ended, tokens = ids[parents], live[parents], ended[parents], tokens[parents]
         logits = decoder.step(tokens, parents)
+
+
+def _next(scores: Tensor, rules: Rules, live: Tensor, rows: int, length: int) -> Tensor:
+    if not rules.sample:
+        return scores.argmax(-1)
+    if rules.uniforms is not None:
+        return tokens_at(scores.softmax(-1), rules.uniforms(live, length))
+    return _draw(scores.softmax(-1), live, rows)
+
+
+def tokens_at(probs: Tensor, uniforms: Tensor) -> Tensor:
+    """The tokens at which the cumulative probabilities pass given numbers: one draw a row by its own number.
+
+    Args:
+        probs: (R, V).
+        uniforms: (R,) numbers from 0 to below 1.
+
+    Returns:
+        (R,) tokens, none of probability 0.
+    """
+    passed = probs.double().cumsum(-1)
+    # Sums that are rounded may end beside 1
+    bars = uniforms.to(passed)[:, None] * passed[:, -1:]
+    return torch.searchsorted(passed, bars, right=True).squeeze(1).clamp(max=probs.size(1) - 1)
 
 
 def _draw(probs: Tensor, live: Tensor, rows: int) -> Tensor:

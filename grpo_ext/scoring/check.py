@@ -11,6 +11,24 @@ from grpo_ext.scoring.scorer import score_tree
 ROWS = 4
 
 
+def rounding(eps: float, nats: float, height: float) -> float:
+    """How far the two orders of summation may lie apart: 4 eps of a log-probability, or half an eps of a logit.
+
+    A trained policy is sure of its tokens, so their log-probabilities are near 0 while the logits, which are rounded
+    too, are not: SmolLM2 in bfloat16 has logits of 30 and is 0.04 nats apart. A wrong mask or position shifts whole
+    nats.
+
+    Args:
+        eps: unit of rounding.
+        nats: mean size of the log-probabilities.
+        height: mean size of the logits of the same tokens.
+
+    Returns:
+        Nats a token, 1e-4 at least.
+    """
+    return max(4 * eps * max(nats, height / 8, 1.0), 1e-4)
+
+
 @torch.no_grad()
 def check_tree(
     model: Any,
@@ -22,9 +40,7 @@ def check_tree(
 ) -> int:
     """Score the first rows that have a completion over a tree, and compare with the model's plain forward pass.
 
-    The mean difference of the log-probabilities may be 4 units of rounding of the coarsest dtype in use, relative to
-    their mean size where that is above 1 nat, and 1e-4 at least: bfloat16 rounds the two orders of summation
-    differently, while a wrong mask or position shifts whole nats.
+    The mean difference of the log-probabilities may be what `rounding` says of the coarsest dtype in use.
 
     Args:
         model: model prepared for the tree.
@@ -47,15 +63,16 @@ def check_tree(
     if not here.any():
         return 0
     logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=num_completion + 1).logits[:, :-1].float()
-    chosen = (logits / head.temperature).log_softmax(-1).gather(-1, ids[:, -num_completion:, None]).squeeze(-1)
+    targets = ids[:, -num_completion:, None]
+    chosen = (logits / head.temperature).log_softmax(-1).gather(-1, targets).squeeze(-1)
     found, _ = score_tree(model, head, ids, mask, num_completion, backend=backend)
     mean = (found - chosen)[here].abs().mean().item()
     device = input_ids.device.type
     dtypes = {weight.dtype for weight in model.parameters() if weight.is_floating_point()}
     if torch.is_autocast_enabled(device):
         dtypes.add(torch.get_autocast_dtype(device))
-    size = max(chosen[here].abs().mean().item(), 1.0)
-    allowed = max(4 * max(torch.finfo(dtype).eps for dtype in dtypes), 1e-4) * size
+    height = (logits.gather(-1, targets).squeeze(-1) / head.temperature)[here].abs().mean().item()
+    allowed = rounding(max(torch.finfo(dtype).eps for dtype in dtypes), chosen[here].abs().mean().item(), height)
     # Written so that NaN fails
     if not mean <= allowed:
         raise ValueError(

@@ -4,8 +4,10 @@ Either way only real completion positions meet the head.
 """
 
 import functools
+import os
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -159,4 +161,85 @@ def score_tree(
     return back(chosen), None if bits is None else back(bits)
 
 
-SCORERS: dict[str, Callable[..., tuple[Tensor, Tensor | None]]] = {"tree": score_tree, "padded": score_padded}
+# Unsloth's forward passes look here for what to return.
+UNSLOTH_SWITCH = "UNSLOTH_RETURN_HIDDEN_STATES"
+
+
+@contextmanager
+def _hidden_states_as_logits() -> Iterator[None]:
+    """Within the context, a model that Unsloth has loaded returns hidden states where it returns logits elsewhere."""
+    before = os.environ.get(UNSLOTH_SWITCH)
+    os.environ[UNSLOTH_SWITCH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[UNSLOTH_SWITCH]
+        else:
+            os.environ[UNSLOTH_SWITCH] = before
+
+
+def score_left_aligned(
+    model: Any,
+    head: Head,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    num_completion: int,
+    entropy: bool = False,
+    entropy_gradient: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """What `score_padded` gives, for models of Unsloth: rows begin at their first token.
+
+    Unsloth's training forward may leave the padding mask out, which is exact only when nothing but padding comes
+    after a row's tokens.
+
+    Args:
+        model: model that Unsloth has loaded, possibly wrapped.
+        head: its head.
+        input_ids: (B, P + T), prompts padded on the left, completions on the right.
+        attention_mask: (B, P + T).
+        num_completion: T.
+        entropy: whether to compute entropies.
+        entropy_gradient: whether they are differentiated.
+
+    Returns:
+        (B, T) log-probabilities and (B, T) entropies or None, 0 at masked positions, float32, with gradients.
+
+    Raises:
+        RuntimeError: the model returns logits.
+    """
+    mask = attention_mask.bool()
+    width = max(int(mask.sum(1).max()), 1)
+    order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
+    with _hidden_states_as_logits():
+        hidden = model(
+            input_ids=input_ids.gather(1, order), attention_mask=attention_mask.gather(1, order), use_cache=False
+        ).logits
+    if hidden.size(-1) != head.weight.size(1):
+        raise RuntimeError(
+            f"{type(model).__name__} returns {hidden.size(-1)} logits a token where Unsloth's models return "
+            f"{head.weight.size(1)} hidden states; load it with grpo_ext.load_policy(..., backend='unsloth')."
+        )
+    here = mask[:, -num_completion:]
+    row, _ = here.nonzero(as_tuple=True)
+    predictor = mask.cumsum(1)[:, -num_completion:][here] - 2
+    chosen, bits = token_log_probs(
+        head,
+        hidden[row, predictor],
+        input_ids[:, -num_completion:][here],
+        entropy,
+        entropy_gradient=entropy_gradient,
+    )
+
+    def back(values: Tensor) -> Tensor:
+        # As in score_padded
+        return torch.zeros(here.shape, dtype=values.dtype, device=values.device).masked_scatter(here, values)
+
+    return back(chosen), None if bits is None else back(bits)
+
+
+SCORERS: dict[str, Callable[..., tuple[Tensor, Tensor | None]]] = {
+    "tree": score_tree,
+    "padded": score_padded,
+    "left_aligned": score_left_aligned,
+}

@@ -1,7 +1,5 @@
 """`GRPOExtTrainer`: a drop-in for `trl.GRPOTrainer`, made of short overrides that hand over to the rooms below."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,18 +10,19 @@ from grpo_ext.callbacks import InterruptCallback
 from grpo_ext.checks import check_dataset, check_output_dir, check_reward_columns
 from grpo_ext.config import GRPOExtConfig
 from grpo_ext.objective import Batch
+from grpo_ext.ops.advantages import effective_samples, weight_sums
 from grpo_ext.ops.aggregation import Window
 from grpo_ext.ops.kl import KL_CONTROLLERS
 from grpo_ext.ops.masking import masked_sum
 from grpo_ext.rewards.checked import checked
 from grpo_ext.trainer.grouped import row_weights
-from grpo_ext.trainer.resampled import ResampledTrainer
+from grpo_ext.trainer.resume import STATE_FILE, ResumableTrainer
 from grpo_ext.trainer.shared import balanced_order
 
-STATE_FILE = "grpo_ext_state.json"
+__all__ = ["STATE_FILE", "GRPOExtTrainer"]
 
 
-class GRPOExtTrainer(ResampledTrainer):
+class GRPOExtTrainer(ResumableTrainer):
     """TRL's `GRPOTrainer` with the objectives, advantages and checks of grpo_ext.
 
     Takes the arguments of `trl.GRPOTrainer`. With a `GRPOExtConfig` whose own fields are unset (or with TRL's
@@ -54,7 +53,7 @@ class GRPOExtTrainer(ResampledTrainer):
                 check_reward_columns(many, given.get("train_dataset"), "train_dataset")
             reward_funcs = [checked(function) for function in many]
         self._objective = args.objective()
-        self._own_loss_ran = False
+        self._loss_is_checked = False
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
         self.interrupt = InterruptCallback()
         self.add_callback(self.interrupt)
@@ -63,7 +62,10 @@ class GRPOExtTrainer(ResampledTrainer):
         before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
         buffered = self._buffered_inputs
-        if not self.model.training or buffered is None or buffered is before or not self._may_regroup(buffered):
+        if not self.model.training or buffered is None or buffered is before:
+            return inputs
+        self._log_effective_samples(buffered)
+        if not self._may_regroup(buffered):
             return inputs
         # Within one optimiser step the order of rows changes nothing; across steps it would, so rows stay in theirs.
         size = min(self.args.gradient_accumulation_steps, len(buffered))
@@ -75,6 +77,12 @@ class GRPOExtTrainer(ResampledTrainer):
         keys = torch.cat([part["group_ids"] for part in window])
         tokens = torch.cat([part["completion_mask"].sum(1) for part in window])
         return compat.regroup(window, keys, len(window), balanced_order(keys, tokens))
+
+    def _log_effective_samples(self, buffered: list[dict[str, Any]]) -> None:
+        """How many completions of a generation teach, of those of all processes."""
+        sums = [weight_sums(part["advantages"], part["completion_mask"]) for part in buffered]
+        total = self.accelerator.reduce(torch.stack(sums).sum(0), reduction="sum")
+        self._metrics["train"]["effective_samples"].append(effective_samples(total).item())
 
     def _may_regroup(self, buffered: list[dict[str, Any]]) -> bool:
         """Whether the loss of an optimiser step is the same however its rows are split into micro-batches."""
@@ -91,14 +99,13 @@ class GRPOExtTrainer(ResampledTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         self._await_forward(inputs)
         if not self.args.uses_own_objective:
-            return super()._compute_loss(model, inputs)
-        self._own_loss_ran = True
+            return self._noted(super()._compute_loss(model, inputs))
         batch, aux_loss = self._batch(model, inputs)
         loss, values = self._objective(batch, self._window(inputs), self.beta)
         if aux_loss is not None:
             loss = loss + self.router_aux_loss_coef * aux_loss / self._parts()
         self._record(values, batch.mask)
-        return loss
+        return self._noted(loss)
 
     def _batch(self, model: Any, inputs: dict[str, Any]) -> tuple[Batch, Tensor | None]:
         """The micro-batch as plain tensors, after the forward pass of the policy."""
@@ -185,12 +192,11 @@ class GRPOExtTrainer(ResampledTrainer):
     # Steps and state
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        before = self._losses
         loss = super().training_step(*args, **kwargs)
-        if self.args.uses_own_objective and not self._own_loss_ran:
-            raise RuntimeError(
-                "The first step did not run the configured objective: something replaced `_compute_loss` or "
-                f"`compute_loss` of {type(self).__mro__[0].__name__}; remove that override."
-            )
+        if not self._loss_is_checked:
+            self._loss_is_checked = True
+            self._check_loss_ran(self._losses - before)
         controller = self.args.kl_controller
         if controller not in (None, "fixed") and self.accelerator.sync_gradients:
             measured = self._metrics["train"]["kl"][-self.args.gradient_accumulation_steps :]
@@ -201,16 +207,14 @@ class GRPOExtTrainer(ResampledTrainer):
             self._metrics["train"]["beta"].append(self.beta)
         return loss
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            (folder / STATE_FILE).write_text(json.dumps({"beta": self.beta}))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and (Path(checkpoint) / STATE_FILE).is_file():
-            self.beta = json.loads((Path(checkpoint) / STATE_FILE).read_text())["beta"]
+    def _check_loss_ran(self, times: int) -> None:
+        """After the first micro-batch. With nothing set on TRL's own trainer the loss is a subclass's to replace."""
+        if times != 1 and (self.args.uses_own_objective or compat.GENERATED):
+            raise RuntimeError(
+                f"The first micro-batch ran the configured objective {times} times in place of once, so something "
+                f"else was trained: something replaced `_compute_loss` or `compute_loss` of {type(self).__name__}; "
+                "remove that override."
+            )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         try:

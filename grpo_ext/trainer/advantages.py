@@ -6,6 +6,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from grpo_ext.groups import Group, grouped
 from grpo_ext.objective import Objective
 from grpo_ext.ops.advantages import SCALES, advantages, advantages_per_reward
 from grpo_ext.ops.inclusion import advantages_without_replacement
@@ -57,6 +58,17 @@ class AdvantageTrainer(GroupTrainer):
         kept = list(logged)[: max(0, len(logged) - len(everyone))]
         logged.clear()
         logged.extend(kept + everyone.tolist())
+
+    def newest_groups(self) -> list[Group]:
+        """The rows of TRL's table of completions by group, the best of a group first.
+
+        Returns:
+            The groups of the last generation; after an evaluation, its rows are among them until the next one.
+        """
+        logged = self._logs
+        rewards = {name: logged["rewards"][name] for name in self.reward_func_names}
+        columns = (logged["prompt"], logged["completion"], rewards, self.reward_weights.tolist())
+        return grouped(*columns, logged["advantages"])
 
     @property
     def _plain_tokenizer(self) -> Any:

@@ -41,6 +41,8 @@ class GroupTrainer(SamplerTrainer):
         """Why decoding is left to TRL, as the end of a sentence that begins with the model, or None."""
         if self.use_vllm:
             return "generates with vLLM"
+        if type(self._bare(self.model)).forward.__module__.startswith("unsloth"):
+            return "has Unsloth's own decoding"
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return "has sharded weights"
         if self.use_transformers_continuous_batching:

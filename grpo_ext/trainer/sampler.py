@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grpo_ext.compat import GENERATED
 from grpo_ext.ops.sampler import sampler_correction
 from grpo_ext.trainer.scored import ScoredTrainer
 
@@ -40,6 +41,8 @@ class SamplerTrainer(ScoredTrainer):
             and self.model.training
             and once_a_step == 0
             and not self.aux_loss_enabled
+            # Unsloth's class makes the ratio in its own loss, from that pass
+            and not GENERATED
         )
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
+from grpo_ext.compat import GENERATED
 from grpo_ext.config import GRPOExtConfig
 from grpo_ext.scoring.attention import BACKENDS, unsupported, use_tree_attention
 from grpo_ext.scoring.check import check_tree
@@ -35,9 +36,7 @@ class ScoredTrainer(VLLMTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         scored = [self._bare(model) for model in (self.model, self.ref_model) if model is not None]
-        for model in scored:
-            give_hidden_states(model)
-        self._scorer = "padded" if self.args.scoring == "padded" else "tree"
+        self._scorer = self._make_scorer(scored)
         self._shared: SharedForward | None = None
         self._checked: set[int] = set()
         self._window_start = 0
@@ -49,6 +48,19 @@ class ScoredTrainer(VLLMTrainer):
             )
         if self._scorer == "tree":
             self._prepare_tree(scored)
+
+    def _make_scorer(self, models: list[PreTrainedModel]) -> str:
+        """A row of `SCORERS`; the tree is given up later where it does not serve."""
+        if not GENERATED:
+            for model in models:
+                give_hidden_states(model)
+            return "padded" if self.args.scoring == "padded" else "tree"
+        if self.args.scoring == "tree":
+            raise ValueError(
+                "`scoring` is 'tree', but Unsloth's trainer runs Unsloth's own forward pass, which shares prompts in "
+                "its own way; use scoring='auto'."
+            )
+        return "left_aligned"
 
     def _bare(self, model: Any) -> PreTrainedModel:
         model = self.accelerator.unwrap_model(model)
@@ -100,7 +112,9 @@ class ScoredTrainer(VLLMTrainer):
     def _scores_itself(self, model: Any, compute_aux_loss: bool, extra: dict[str, Any]) -> bool:
         """Whether our scorer serves this call; with images, sharded weights or router losses TRL's forward does."""
         return not (
-            compute_aux_loss
+            # Unsloth's own loss reads rows of another width
+            (GENERATED and self.unfused() is None)
+            or compute_aux_loss
             or any(value is not None for value in extra.values())
             or (self.accelerator.device.type != "cpu" and self._scorer == "padded")
             or self.is_fsdp_enabled

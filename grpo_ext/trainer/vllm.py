@@ -4,8 +4,6 @@ import logging
 import math
 from typing import Any
 
-from trl import GRPOTrainer
-
 from grpo_ext import compat
 from grpo_ext.config import GRPOExtConfig
 from grpo_ext.rollouts.vllm.adapters import AdapterFolder, unservable
@@ -14,14 +12,16 @@ from grpo_ext.rollouts.vllm.engine import EngineOptions, EngineRollouts
 from grpo_ext.rollouts.vllm.requests import Sampling, Search
 from grpo_ext.rollouts.vllm.rollouts import AdapterRollouts
 from grpo_ext.rollouts.vllm.servers import ServerOptions, ServerRollouts
+from grpo_ext.trainer.host import HostTrainer
 
 logger = logging.getLogger("grpo_ext")
 
 
-class VLLMTrainer(GRPOTrainer):
+class VLLMTrainer(HostTrainer):
     """`trl.GRPOTrainer` whose `vllm_generation` swaps adapters when `vllm_sync` is "adapter"."""
 
     args: GRPOExtConfig
+    _adapter_of_step: int | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with compat.vllm_generation_from(self._make_vllm_generation):
@@ -62,7 +62,17 @@ class VLLMTrainer(GRPOTrainer):
         parts = (model, sampling, search, self.eos_token_ids)
         if self.args.vllm_server_urls is not None:
             return ServerRollouts(*parts, self._server_options(base), folder, self.accelerator)
-        return EngineRollouts(*parts, self._engine_options(base, dtype, fields), folder)
+        # Unsloth's fast_inference leaves an engine on the policy, which shares the base weights with it
+        engine = getattr(model, "vllm_engine", None)
+        return EngineRollouts(*parts, self._engine_options(base, dtype, fields), folder, engine)
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        # With such an engine Unsloth leaves the sync out, as if the adapter were among the weights that are shared
+        shared = self.use_vllm and getattr(self.model, "vllm_engine", None) is not None
+        if shared and self._adapter_of_step != self.state.global_step:
+            self._adapter_of_step = self.state.global_step
+            self.vllm_generation.sync_weights()
+        return super()._generate_single_turn(*args, **kwargs)
 
     def _check_adapter(self, model: Any) -> None:
         reason = unservable(model)

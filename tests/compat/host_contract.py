@@ -6,6 +6,8 @@ well as an installation. Each violation is one readable line.
 
 import ast
 import importlib.util
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -103,6 +105,14 @@ TRANSFORMERS_NEEDED = (
 TRANSFORMERS_ATTRIBUTES = {("trainer.py", "Trainer"): ("current_gradient_accumulation_steps",)}
 
 
+def wheel(name: str, version: str, folder: Path) -> Path:
+    """The wheel of a release without its dependencies, from the package index that pip is set up for."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps", "-q"]
+    done = subprocess.run([*command, "-d", str(folder), f"{name}=={version}"], capture_output=True, text=True)
+    assert done.returncode == 0, f"pip cannot fetch {name} {version}: {done.stderr.strip().splitlines()[-1:]}"
+    return next(folder.glob(f"{name}-{version}-*.whl"))
+
+
 def from_wheel(wheel: Path, package: str) -> dict[str, str]:
     """The Python files of a package inside a wheel."""
     with zipfile.ZipFile(wheel) as archive:
@@ -122,7 +132,7 @@ def files_of(needed: tuple[Needed, ...], attributes: Mapping[tuple[str, str], tu
     return {one.file for one in needed} | {file for file, _ in attributes} | {CONFIG}
 
 
-def _definition(tree: ast.AST, name: str) -> ast.AST | None:
+def definition(tree: ast.AST, name: str) -> ast.AST | None:
     """The class or function with a dotted name."""
     for part in name.split("."):
         kinds = (ast.ClassDef, ast.FunctionDef)
@@ -155,20 +165,20 @@ def violations(
     """One line for each thing that a host lacks."""
     trees = {file: ast.parse(host[file]) for file in files_of(needed, attributes) if file in host}
     for one in needed:
-        found = _definition(trees[one.file], one.name) if one.file in trees else None
+        found = definition(trees[one.file], one.name) if one.file in trees else None
         if found is None:
             yield f"{one.file} has no {one.name}"
         elif isinstance(found, ast.FunctionDef) and (missing := _refused(found, one.takes)):
             yield f"{one.name} takes no {', '.join(missing)}"
     for (file, owner), names in attributes.items():
-        tree = _definition(trees[file], owner) if file in trees else None
+        tree = definition(trees[file], owner) if file in trees else None
         held = set() if tree is None else _set_on_self(tree)
         yield from (f"{owner} does not set {name}" for name in names if name not in held)
     if keywords:
         passed = {word.arg for call in _calls(trees[GRPO], "VLLMGeneration") for word in call.keywords}
         yield from (f"GRPOTrainer makes VLLMGeneration without {name}" for name in keywords if name not in passed)
     if fields:
-        config = _definition(trees[CONFIG], "GRPOConfig")
+        config = definition(trees[CONFIG], "GRPOConfig")
         own = {node.target.id for node in ast.walk(config or ast.Module([], [])) if isinstance(node, ast.AnnAssign)
                and isinstance(node.target, ast.Name)}  # fmt: skip
         yield from (f"GRPOConfig has no field {name}" for name in fields if name not in own)

@@ -1,8 +1,6 @@
 """The private names of the hosts that we rely on: in what is installed, and in the wheels of TRL 1.13 to 1.16."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from host_contract import (
     installed,
     transformers_violations,
     trl_violations,
+    wheel,
 )
 
 from house_rules import ALLOWED_HOOKS
@@ -71,14 +70,6 @@ def test_a_changed_host_fails_in_one_line(old: str, new: str, line: str) -> None
     assert old in host[GRPO]
     found = trl_violations({**host, GRPO: host[GRPO].replace(old, new)})
     assert len(found) == 1 and line in found[0] and "\n" not in found[0]
-
-
-def wheel(name: str, version: str, folder: Path) -> Path:
-    """The wheel of a release without its dependencies, from the package index that pip is set up for."""
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps", "-q"]
-    done = subprocess.run([*command, "-d", str(folder), f"{name}=={version}"], capture_output=True, text=True)
-    assert done.returncode == 0, f"pip cannot fetch {name} {version}: {done.stderr.strip().splitlines()[-1:]}"
-    return next(folder.glob(f"{name}-{version}-*.whl"))
 
 
 @pytest.mark.slow

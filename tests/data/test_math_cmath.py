@@ -16,7 +16,11 @@ from grpo_ext.rewards import ANSWER_FORMATS, correct_math_strict, format_reward
 Loader = Callable[..., datasets.Dataset]
 MATH_ROW = {"problem": " 1+1? ", "solution": "2.", "answer": r"\frac{4}{2}", "subject": "Algebra", "level": 1}
 CMATH_ROW = {"grade": 2, "input": "一加一？", "golden": "2", "reasoning_step": 1}
-LOADERS = [(math, "math500_dev.jsonl", MATH_ROW, "test"), (cmath, "cmath_dev.jsonl", CMATH_ROW, "validation")]
+LOADERS = [
+    (math, "math500_dev.jsonl", MATH_ROW, "test"),
+    (math, "math_train.jsonl", MATH_ROW, "train"),
+    (cmath, "cmath_dev.jsonl", CMATH_ROW, "validation"),
+]
 
 
 @pytest.mark.parametrize(("loader", "rows"), [(math, 250), (cmath, 300)])
@@ -59,17 +63,19 @@ def test_draws_and_refusals(
     monkeypatch.setenv(DATA_FOLDER_VARIABLE, str(tmp_path))
     gold = "answer" if loader is math else "golden"
     (tmp_path / file).write_text("\n".join(json.dumps({**row, gold: str(i)}) for i in range(30)), encoding="utf-8")
-    draw = loader(size=20, seed=3)["answer"][:]
+    draw = loader(split, size=20, seed=3)["answer"][:]
     assert len(set(draw)) == 20 and draw != sorted(draw, key=int)
-    assert loader(size=8, seed=3)["answer"][:] == draw[:8] and loader(size=20, seed=4)["answer"][:] != draw
+    assert (
+        loader(split, size=8, seed=3)["answer"][:] == draw[:8] and loader(split, size=20, seed=4)["answer"][:] != draw
+    )
     with pytest.raises(ValueError, match=r"size is 31; .* 1 to 30"):
-        loader(size=31)
+        loader(split, size=31)
     with pytest.raises(ValueError, match=f"split is 'dev'; .* has .*{split}"):
         loader("dev")
     for bad, found in ((3, "column .* must hold text, found 3"), ("1\n2", "cannot be written in the answer format")):
         (tmp_path / file).write_text(json.dumps({**row, gold: bad}), encoding="utf-8")
         with pytest.raises(ValueError, match=rf"{split}, row 0: .*{found}"):
-            loader(answer_format="hash")
+            loader(split, "hash")
 
 
 def test_the_hub_is_asked_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,8 +87,9 @@ def test_the_hub_is_asked_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return datasets.Dataset.from_list([{**MATH_ROW, **CMATH_ROW}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert (len(math()), len(cmath())) == (1, 1)
+    assert (len(math("train")), len(math()), len(cmath())) == (1, 1, 1)
     assert calls == [
+        (("nlile/hendrycks-MATH-benchmark", None), {"split": "train"}),
         (("HuggingFaceH4/MATH-500", None), {"split": "test"}),
         (("weitianwen/cmath", None), {"split": "validation"}),
     ]

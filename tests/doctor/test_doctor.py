@@ -11,6 +11,7 @@ import pytest
 from faked import ROOT, VERSIONS, environment, with_gpu
 
 from grpo_ext.__main__ import main as command
+from grpo_ext.backends import compile_folder
 from grpo_ext.doctor import BACKENDS, chosen, examine, main, parser
 from grpo_ext.doctor.bounds import OWN, own_requirements, source_requirements
 from grpo_ext.doctor.environment import MEMORY, Environment, Folder, collect, folders, writable
@@ -68,6 +69,21 @@ CASES = {
         environment({"unsloth": None, "unsloth-zoo": None}),
         UNSLOTHS,
         r'unsloth is not installed; grpo-ext\[unsloth\] needs it\. > pip install "unsloth>=2026\.10\.9"$',
+    ),
+    "parts of unsloth of two releases": (
+        environment({"unsloth-zoo": "2026.10.7"}),
+        UNSLOTHS,
+        r'unsloth-zoo 2026\.10\.7 is installed, but unsloth needs >=2026\.10\.9\. > pip install "unsloth-zoo>=2026',
+    ),
+    "half of unsloth": (
+        environment({"unsloth-zoo": None}),
+        UNSLOTHS,
+        r'unsloth-zoo is not installed; unsloth needs it\. > pip install "unsloth-zoo>=2026\.10\.9"$',
+    ),
+    "a GPU where unsloth on a CPU is wanted": (
+        with_gpu(),
+        {"unsloth_cpu"},
+        r"Unsloth takes the GPU that it finds \(NVIDIA H200\)\. > set CUDA_VISIBLE_DEVICES= \(empty\) to hide it",
     ),
     "no GPU for unsloth": (
         environment(),
@@ -175,7 +191,7 @@ def test_the_right_sentence(name: str) -> None:
     assert rows == EVERYWHERE or "transformers" not in found
 
 
-@pytest.mark.parametrize("role", ["output", "cache", "hub cache"])
+@pytest.mark.parametrize("role", ["output", "cache", "hub cache", "unsloth"])
 def test_a_folder_that_cannot_be_written_to(role: str) -> None:
     env = environment()
     found = examine(replace(env, folders={**env.folders, role: Folder("there", "Read-only file system")}))
@@ -183,7 +199,7 @@ def test_a_folder_that_cannot_be_written_to(role: str) -> None:
     assert [p.reason for p in found.folders] == [
         f"The {role} folder there cannot be written to (Read-only file system)."
     ]
-    assert re.search(r"^It|--output_dir|GRPO_EXT_CACHE|HF_HOME", found.folders[0].fix)
+    assert re.search(r"^It|--output_dir|GRPO_EXT_CACHE|HF_HOME|UNSLOTH_COMPILE_LOCATION", found.folders[0].fix)
     assert f"no   {role}" in as_text(found)
 
 
@@ -266,6 +282,10 @@ def test_folders_are_those_of_the_rooms_that_use_them(monkeypatch: pytest.Monkey
 
     assert adapters.MEMORY == MEMORY and folders(".")["memory"] == adapters.default_parent()
     assert folders(".")["cache"] == smollm2.cache_folder().parent
+    monkeypatch.delenv("UNSLOTH_COMPILE_LOCATION", raising=False)
+    assert "unsloth" not in folders(".") and compile_folder().is_relative_to(folders(".")["cache"].absolute())
+    monkeypatch.setenv("UNSLOTH_COMPILE_LOCATION", str(tmp_path / "generated"))
+    assert folders(".")["unsloth"] == tmp_path / "generated"
     monkeypatch.setenv("GRPO_EXT_CACHE", str(tmp_path))
     assert folders(".")["cache"] == smollm2.cache_folder().parent == tmp_path
 

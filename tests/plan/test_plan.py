@@ -11,16 +11,20 @@ from hypothesis import strategies as st
 from trl.trainer.utils import RepeatSampler
 
 from grpo_ext.plan import main, memory_size
-from grpo_ext.plan.batch import Batch, batch_of, nearest
+from grpo_ext.plan.batch import PROBLEMS, Batch, batch_of, nearest
 from grpo_ext.plan.shape import find_shape
+from grpo_ext.recipes.problems import TRAINED_ON
 
 ROOT = Path(__file__).resolve().parents[2]
-YAMLS = sorted((ROOT / "recipes").rglob("*.yaml"))
+# Those of the recipe rlhf have fields of their own, see test_rlhf_recipe.py
+YAMLS = [path for path in sorted((ROOT / "recipes").rglob("*.yaml")) if path.parent.name != "rlhf"]
 FIELDS = {
     "per_device_train_batch_size": 8, "gradient_accumulation_steps": 4, "steps_per_generation": None,
     "generation_batch_size": None, "num_generations": 8, "num_iterations": 1, "train_size": 100, "dataset": "gsm8k",
     "num_train_epochs": 3.0, "max_steps": -1, "max_completion_length": 50, "beta": 0.0,
 }  # fmt: skip
+ADAPTERS = ["--use_vllm", "true", "--vllm_sync", "adapter"]
+CARD = ["--device", "cuda", "--memory", "16GB"]
 SMALL = ["--model", "small", "--device", "cpu", "--memory", "24GB"]
 
 
@@ -42,6 +46,10 @@ def test_numbers_by_hand() -> None:
     assert made.old_pass and made.reference_pass and not batch().old_pass
     assert batch(max_steps=10).steps == 10
     assert batch(processes=2, generation_batch_size=64).parts == 4
+
+
+def test_every_data_set_has_a_size() -> None:
+    assert set(PROBLEMS) == set(TRAINED_ON)
 
 
 @given(
@@ -157,6 +165,38 @@ STOPS = {
     ),
     "what the config itself refuses": (["--kl_in", "reward"], r"`kl_in` is 'reward', but with `beta` 0"),
     "does not fit": (["--memory", "0.1GB"], r"do not fit into 0\.10 GB; the largest part is \w+"),
+    "all weights through Unsloth": (
+        ["--backend", "unsloth", "--lora_r", "0"],
+        r"`lora_r` is 0, which trains all weights, but backend 'unsloth' is for adapters; set lora_r=16\.",
+    ),
+    "an option of Unsloth elsewhere": (
+        ["--max_seq_length", "4096"],
+        r"`max_seq_length` is 4096, an option of Unsloth alone; set backend=unsloth, or leave it out\.",
+    ),
+    "vLLM inside Unsloth on a CPU": (
+        ["--backend", "unsloth", "--fast_inference", "true"],
+        r"`fast_inference` needs a GPU, .* set use_vllm=true and vllm_sync=adapter\.",
+    ),
+    "vLLM inside Unsloth that is not used": (
+        ["--backend", "unsloth", "--fast_inference", "true", *CARD],
+        r"`fast_inference` starts a vLLM engine that is given the adapter; set use_vllm=true and vllm_sync=adapter",
+    ),
+    "trees through Unsloth": (
+        ["--backend", "unsloth", "--scoring", "tree", *CARD],
+        r"`scoring` is 'tree', but Unsloth's own forward pass shares prompts in its own way",
+    ),
+    "longer than Unsloth's window": (
+        ["--backend", "unsloth", "--max_seq_length", "512", "--max_completion_length", "400"],
+        r"make 600, and `max_seq_length` is 512; use max_completion_length=312 or less",
+    ),
+    "GGUF without Unsloth": (
+        ["--save_format", "adapter", "gguf", *CARD],
+        r"`save_format` 'gguf' is Unsloth's, on a GPU; save 'merged_16bit' and convert",
+    ),
+    "an adapter that is not there": (
+        ["--save_format", "adapter", "--lora_r", "0"],
+        r"`save_format` 'adapter' needs an adapter, and `lora_r` 0 trains all weights; use 'model'\.",
+    ),
     "groups over processes in a search": (
         ["--processes", "2", "--group_generation", "beam", "--per_device_train_batch_size", "4",
          "--gradient_accumulation_steps", "1"],
@@ -240,3 +280,26 @@ def test_file_flag_and_own_flag_together(tmp_path: Path, capsys: pytest.CaptureF
     main([str(file), *SMALL, "--max_completion_length", "32", "--prompt_tokens", "50", "--json"])
     lines = json.loads(capsys.readouterr().out)["batch"]
     assert any("x 4 (" in line for line in lines) and any("(32 each)" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in YAMLS if "backend: unsloth" in path.read_text()], ids=lambda p: p.stem
+)
+def test_the_estimate_in_the_header_of_a_recipe(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ((told, card),) = re.findall(r"# Memory: ([\d.]+) GB .* --memory (\w+) --device cuda", path.read_text())
+    main([str(path), "--memory", card, "--device", "cuda", "--json"])
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["stops"] == [] and plan["peak"] / 1e9 == pytest.approx(float(told), abs=0.05)
+
+
+def test_weights_that_vllm_shares_are_counted_once(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--backend", "unsloth", *ADAPTERS, "--load_in_4bit", "true", *CARD]
+    words += ["--vllm_gpu_memory_utilization", "0.5"]
+    code, shared = planned(capsys, *words, "--fast_inference", "true")
+    assert code == 0 and shared["notes"] == [
+        "`vllm_importance_sampling_mode` 'sequence_mask' leaves out long completions first, whose product of ratios "
+        "strays furthest; 'token_truncate' keeps them."
+    ]
+    _, beside = planned(capsys, *words)
+    assert beside["memory"]["vLLM"] == 8e9
+    assert shared["memory"]["vLLM"] + shared["memory"]["weights"] == pytest.approx(8e9)

@@ -10,10 +10,14 @@ import yaml
 
 from grpo_ext.cli import parse
 from grpo_ext.presets import PRESETS
-from grpo_ext.recipes.gsm8k import DEFAULTS, QUICKSTART, RecipeArguments
+from grpo_ext.recipes.grpo import DEFAULTS, RecipeArguments
+from grpo_ext.recipes.gsm8k import QUICKSTART
 
 ROOT = Path(__file__).resolve().parents[2]
-YAMLS = sorted((ROOT / "recipes").rglob("*.yaml"))
+# Those of the recipe rlhf have fields of their own, see test_rlhf_recipe.py
+YAMLS = [path for path in sorted((ROOT / "recipes").rglob("*.yaml")) if path.parent.name != "rlhf"]
+# What rewards steps, and rounds
+VARIANTS = {"outcome": (None, 1), "process": ("model", 1), "iterative": (None, 2)}
 CPU = ["--use_cpu", "true", "--bf16", "false"]
 
 
@@ -61,12 +65,17 @@ def test_every_yaml_parses_to_what_it_says(path: Path, tmp_path: Path) -> None:
     assert first == f"# python -m grpo_ext.recipes.{path.parent.name} --config {path.relative_to(ROOT)}"
 
 
-def test_deepseekmath_yaml_is_the_paper(tmp_path: Path) -> None:
-    path = ROOT / "recipes" / "gsm8k" / "deepseekmath.yaml"
-    _, config = read("--config", str(path), "--output_dir", str(tmp_path))
+@pytest.mark.parametrize("name", ["gsm8k/deepseekmath", *(f"deepseekmath/{kind}" for kind in VARIANTS)])
+def test_deepseekmath_yaml_is_the_paper(name: str, tmp_path: Path) -> None:
+    args, config = read("--config", str(ROOT / "recipes" / f"{name}.yaml"), "--output_dir", str(tmp_path))
     assert (config.num_generations, config.beta, config.learning_rate) == (64, 0.04, 1e-6)
     assert (config.max_completion_length, config.generation_batch_size, config.num_iterations) == (1024, 1024, 1)
     assert (config.use_bias_correction_kl, config.loss_type, config.scale_rewards) == (False, "grpo", "group")
+    if name.startswith("deepseekmath/"):
+        assert (args.dataset, args.eval_datasets) == ("gsm8k+math", ["gsm8k", "math", "cmath"])
+    assert (config.process_reward, config.num_rounds) == VARIANTS.get(name.partition("/")[2], (None, 1))
+    if config.num_rounds > 1:
+        assert (args.reward_funcs, args.reward_replay, args.reward_learning_rate) == ([], 0.1, 2e-5)
 
 
 @pytest.mark.parametrize(

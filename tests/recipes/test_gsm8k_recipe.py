@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from grpo_ext.models import tiny_policy
 from grpo_ext.recipes.gsm8k import main
+from grpo_ext.report import read_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,13 +57,16 @@ def test_leaves_everything_it_promises(tiny_folder: Path, tmp_path: Path, capsys
     assert summary["after"]["problems"] == 4
     assert summary["steps"] == 2
     assert (output / "learning_curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    run = read_run(output)
+    assert run.notes == [] and [group["step"] for group in run.groups] == [1, 2]
+    assert run.summary["hardware"]["cores"] >= 1 and run.summary["config"]["max_steps"] == 2
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "reward" in row] == [1, 2]
     base = AutoModelForCausalLM.from_pretrained(tiny_folder)
     adapted = PeftModel.from_pretrained(base, output / "adapter")
     assert any("lora_B" in name and weight.abs().max() > 0 for name, weight in adapted.named_parameters())
     printed = capsys.readouterr()
-    assert "Before: " in printed.out and "After: " in printed.out and "answered:" in printed.out
+    assert "Before: " in printed.out and "After: " in printed.out and "answered" in printed.out
     assert "reward=" in printed.err
 
 

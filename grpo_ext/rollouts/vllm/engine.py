@@ -57,10 +57,11 @@ class EngineRollouts(AdapterRollouts):
         ends: tokens that end a completion, the tokenizer's own first.
         options: how the engine is started.
         folder: where adapters are written; None makes one in memory.
+        engine: a running `LLM` with `enable_lora` on the same base, in place of one that is started.
 
     Raises:
         ImportError: vLLM is not installed.
-        ValueError: the adapter's rank is above vLLM's limit.
+        ValueError: the adapter's rank is above vLLM's limit, or the given engine tells too few log-probabilities.
     """
 
     def __init__(
@@ -71,12 +72,20 @@ class EngineRollouts(AdapterRollouts):
         ends: Sequence[int],
         options: EngineOptions,
         folder: AdapterFolder | None = None,
+        engine: Any = None,
     ) -> None:
         super().__init__(model, sampling, search, ends)
         rank = engine_rank(model.peft_config[model.active_adapter].r)
         self.folder = folder or AdapterFolder(dtype=options.dtype)
-        self.llm = start_engine(options, rank, max(USUAL_LOGPROBS, 2 * search.width))
-        self.window = self.llm.llm_engine.model_config.max_model_len
+        logprobs = max(USUAL_LOGPROBS, 2 * search.width)
+        self.llm = start_engine(options, rank, logprobs) if engine is None else engine
+        config = self.llm.llm_engine.model_config
+        if config.max_logprobs < 2 * search.width:
+            raise ValueError(
+                f"The policy's vLLM engine tells {config.max_logprobs} log-probabilities a token, and {search.width} "
+                f"beams need {2 * search.width}; start it with max_logprobs={2 * search.width}."
+            )
+        self.window = config.max_model_len
         self._lora: Any = None
 
     def sync_weights(self) -> None:
@@ -149,12 +158,12 @@ class EngineRollouts(AdapterRollouts):
         return fields
 
 
-def start_engine(options: EngineOptions, max_lora_rank: int, max_logprobs: int = USUAL_LOGPROBS) -> Any:
+def start_engine(options: EngineOptions, max_lora_rank: int | None, max_logprobs: int = USUAL_LOGPROBS) -> Any:
     """An engine that computes in this process.
 
     Args:
         options: how it is started.
-        max_lora_rank: one of `ENGINE_RANKS`.
+        max_lora_rank: one of `ENGINE_RANKS`; None is an engine without adapters.
         max_logprobs: most alternatives of a token that a request may ask for; a search asks for twice its width.
 
     Returns:
@@ -175,13 +184,12 @@ def start_engine(options: EngineOptions, max_lora_rank: int, max_logprobs: int =
         extra: dict[str, Any] = {"distributed_executor_backend": "external_launcher"}
     else:
         extra = {}
+    if max_lora_rank is not None:
+        extra |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": max_lora_rank}
     with _within_this_process(), _random_state_kept():
         return LLM(
             model=options.base,
             dtype=str(options.dtype).removeprefix("torch."),
-            enable_lora=True,
-            max_loras=1,
-            max_lora_rank=max_lora_rank,
             gpu_memory_utilization=options.gpu_memory_utilization,
             max_model_len=options.max_model_length,
             max_num_seqs=options.max_num_seqs,

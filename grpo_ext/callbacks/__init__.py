@@ -1,0 +1,19 @@
+"""Callbacks of a run: an interrupt that loses nothing, logs on disk, a progress bar, samples to look at, findings."""
+
+from grpo_ext.callbacks.completions import CompletionsCallback
+from grpo_ext.callbacks.health import STOPPED, HealthCallback, stopped_by
+from grpo_ext.callbacks.interrupt import InterruptCallback
+from grpo_ext.callbacks.metrics import MetricsCallback
+from grpo_ext.callbacks.progress import ProgressBar
+from grpo_ext.callbacks.samples import SampleCallback
+
+__all__ = [
+    "STOPPED",
+    "CompletionsCallback",
+    "HealthCallback",
+    "InterruptCallback",
+    "MetricsCallback",
+    "ProgressBar",
+    "SampleCallback",
+    "stopped_by",
+]

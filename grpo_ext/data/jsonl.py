@@ -1,0 +1,67 @@
+"""Problems of the user's own: a JSON Lines file with one problem in a line."""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from grpo_ext.data.rows import asked, picked
+from grpo_ext.data.sources import read_json_lines
+from grpo_ext.rewards.formats import answer_format_named
+
+
+def jsonl(
+    path: str | Path,
+    answer_format: str = "boxed",
+    system_prompt: str | None = None,
+    conversational: bool = True,
+    size: int | None = None,
+    seed: int = 0,
+) -> datasets.Dataset:
+    """Load a file whose rows have a `question` or a `prompt`, and an `answer`.
+
+    A `question` becomes a prompt that asks for the answer format. A `prompt`, text or a list of messages, is used as
+    it is. A row's own `answer_format` comes before the argument.
+
+    Args:
+        path: The file.
+        answer_format: Name of a row of `grpo_ext.rewards.ANSWER_FORMATS`.
+        system_prompt: Text of a system message, or the beginning of a plain prompt; only for questions.
+        conversational: Whether the prompts of questions are lists of messages, or else plain strings.
+        size: Number of problems to draw at random; `None` takes all, in their order.
+        seed: Seed of that draw. With one seed, a smaller draw is the beginning of a larger one.
+
+    Returns:
+        Rows with the columns `prompt`; `answer`, as text; `question`, for people; and `answer_format`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A line is no JSON object, lacks a column, or names an unknown format; the size is out of range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r}; name a JSON Lines file with one problem in a line.")
+    rows = read_json_lines(path, columns=("answer",))
+    column = next((name for name in ("prompt", "question") if name in rows.column_names), None)
+    if column is None:
+        raise ValueError(f"{path} has no column 'question' or 'prompt'; it has {', '.join(rows.column_names)}.")
+    examples = []
+    for row, where in picked(rows, str(path), "file", size, seed):
+        given: Any = row[column]
+        text = given.strip() if isinstance(given, str) else given if column == "prompt" else None
+        if not text or row["answer"] is None or not str(row["answer"]).strip():
+            raise ValueError(f"{where}: columns {column!r} and 'answer' must both hold something.")
+        try:
+            row_format = answer_format_named(row.get("answer_format") or answer_format)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        prompt = given if column == "prompt" else asked(text, row_format, system_prompt, conversational)
+        examples.append(
+            {
+                "prompt": prompt,
+                "answer": str(row["answer"]).strip(),
+                "question": given if isinstance(given, str) else given[-1]["content"],
+                "answer_format": row_format.name,
+            }
+        )
+    return datasets.Dataset.from_list(examples)

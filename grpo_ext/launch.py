@@ -1,0 +1,86 @@
+"""How a recipe starts: the back end first, then TRL and everything that builds on it.
+
+Unsloth rewrites TRL's classes when it is imported, so it must come before anything that imports TRL or transformers.
+A recipe's module therefore imports nothing heavy, and neither does this one.
+"""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+from grpo_ext.backends import import_backend, named_backend
+
+# Named and not imported: it pulls in TRL
+GRPO = "grpo_ext.recipes.grpo"
+
+
+def prepare(argv: Sequence[str]) -> None:
+    """Import the back end that a command line or its YAML file names, before anything imports TRL.
+
+    Args:
+        argv: the words after the command.
+
+    Raises:
+        OSError: the back end cannot be imported.
+        ValueError: there is no such back end.
+    """
+    try:
+        import_backend(named_backend(argv))
+    except ImportError as error:
+        raise OSError(str(error)) from error
+
+
+class _AboveTheBar(logging.Handler):
+    """Prints a line without tearing a progress bar that is on the screen."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm.auto import tqdm
+
+        tqdm.write(self.format(record), file=sys.stdout)
+
+
+def run(main: Callable[[Sequence[str]], int]) -> None:
+    """Run a recipe's main and end the process with its code; an expected error becomes one sentence.
+
+    `GRPO_EXT_DEBUG=1` shows the traceback instead.
+
+    Args:
+        main: takes the words after the command, returns an exit code.
+    """
+    own = logging.getLogger("grpo_ext")
+    own.setLevel(logging.INFO)
+    own.addHandler(_AboveTheBar())
+    # Libraries warn each other about names that no user of a recipe has written
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft")
+    if os.environ.get("GRPO_EXT_DEBUG") == "1":
+        sys.exit(main(sys.argv[1:]))
+    try:
+        code = main(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    sys.exit(code)
+
+
+def launch(argv: Sequence[str], recipe: str, defaults: Mapping[str, Any], **options: Any) -> int:
+    """Import the back end that is asked for, then the shared GRPO run, and run it.
+
+    Args:
+        argv: the words after the command.
+        recipe: name of the face, as in `python -m grpo_ext.recipes.NAME`.
+        defaults: its values, below the preset, the YAML file and the flags.
+        options: handed to the run, see `grpo_ext.recipes.grpo.main`.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        OSError: the back end cannot be imported, or what the run raises.
+        ValueError: there is no such back end, or what the run raises.
+    """
+    prepare(argv)
+    return import_module(GRPO).main(argv, recipe, defaults, **options)

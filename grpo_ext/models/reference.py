@@ -1,0 +1,27 @@
+"""The reference policy of a model with an adapter: a frozen copy of the adapter, which TRL knows by its name."""
+
+import torch
+from peft import PeftModel
+
+REFERENCE = "ref"
+
+
+@torch.no_grad()
+def renew_reference(model: PeftModel, adapter: str = "default") -> None:
+    """Make the reference policy what the policy is now: copy the trained adapter into the one called "ref".
+
+    The adapter "ref" is put on the model when there is none. TRL's trainer takes it for the reference
+    log-probabilities in place of the model without adapters.
+
+    Args:
+        model: policy with an adapter, not wrapped.
+        adapter: name of the trained adapter.
+    """
+    if REFERENCE not in model.peft_config:
+        model.add_adapter(REFERENCE, model.peft_config[adapter])
+    weights = dict(model.named_parameters())
+    for name, weight in weights.items():
+        if f".{adapter}." in name:
+            copy = weights[name.replace(f".{adapter}.", f".{REFERENCE}.")]
+            copy.copy_(weight)
+            copy.requires_grad_(False)

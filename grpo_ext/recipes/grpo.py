@@ -1,0 +1,219 @@
+"""The GRPO run that the recipes gsm8k, math, cmath and deepseekmath share: load, warm up, measure, train, save.
+
+Left out: sharding of the evaluation over processes, and vLLM for it; both passes generate with transformers, and
+`python -m grpo_ext.recipes.evaluate` measures what was saved with either.
+"""
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PrinterCallback, ProgressCallback, set_seed
+
+from grpo_ext.callbacks import (
+    STOPPED,
+    CompletionsCallback,
+    HealthCallback,
+    MetricsCallback,
+    ProgressBar,
+    SampleCallback,
+    stopped_by,
+)
+from grpo_ext.checkpoints import choose
+from grpo_ext.checks import check_output_dir
+from grpo_ext.cli import parse
+from grpo_ext.config import GRPOExtConfig
+from grpo_ext.evaluation.greedy import evaluate
+from grpo_ext.hub import push_run, take_over, without_token
+from grpo_ext.models import load_policy, resolve_model, save_policy
+from grpo_ext.models.saving import check_formats
+from grpo_ext.recipes.arguments import DEFAULTS, PolicyArguments, RecipeArguments
+from grpo_ext.recipes.iterative import ReplayedReward
+from grpo_ext.recipes.problems import DATASETS, load_problems
+from grpo_ext.recipes.warm_up import warm_up
+from grpo_ext.report import changed_fields, hardware, learning_curve, versions, write_json
+from grpo_ext.rewards import REWARDS
+from grpo_ext.trainer import GRPOExtTrainer
+
+
+def open_policy(args: PolicyArguments, config: GRPOExtConfig, model: str | None = None) -> tuple[Any, Any]:
+    """The policy and its tokenizer as they are on disk; `model` comes before the arguments' own name."""
+    set_seed(config.seed)
+    # Unsloth's models decide this when they are loaded, the others in the trainer
+    checkpointing = ("unsloth" if config.gradient_checkpointing else False) if args.backend == "unsloth" else None
+    policy, tokenizer = load_policy(
+        resolve_model(model or args.model_name_or_path),
+        backend=args.backend,
+        dtype=args.dtype,
+        load_in_4bit=args.load_in_4bit,
+        lora_r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        max_seq_length=args.max_seq_length,
+        use_gradient_checkpointing=checkpointing,
+        fast_inference=args.fast_inference,
+        gpu_memory_utilization=config.vllm_gpu_memory_utilization if args.fast_inference else None,
+        trust_remote_code=config.trust_remote_code,
+    )
+    check_formats(policy, args.save_format or ())
+    return policy, tokenizer
+
+
+def make_policy(args: RecipeArguments, config: GRPOExtConfig) -> tuple[Any, Any]:
+    """The policy and its tokenizer, warmed up on worked answers where that is asked for."""
+    policy, tokenizer = open_policy(args, config)
+    if args.sft_steps:
+        print(f"Supervised warm-up: {args.sft_steps} steps of {args.sft_batch_size} worked answers", flush=True)
+        worked = load_problems(args, "train", args.sft_steps * args.sft_batch_size, seed=1000 + config.seed)
+        warm_up(policy, tokenizer, worked, args.sft_steps, args.sft_batch_size, args.sft_learning_rate)
+    return policy, tokenizer
+
+
+def make_trainer(
+    policy: Any,
+    tokenizer: Any,
+    problems: Dataset,
+    args: PolicyArguments,
+    config: GRPOExtConfig,
+    rewards: Sequence[Callable[..., Any]],
+) -> GRPOExtTrainer:
+    """The trainer with its rewards, its log on disk, its progress bar, its health and its samples.
+
+    Args:
+        policy: model to train.
+        tokenizer: its tokenizer.
+        problems: training rows.
+        args: the recipe's arguments.
+        config: the trainer's config.
+        rewards: reward functions.
+
+    Returns:
+        A trainer ready to train.
+    """
+    folder = Path(config.output_dir)
+    trainer = GRPOExtTrainer(
+        model=policy,
+        reward_funcs=list(rewards),
+        args=config,
+        train_dataset=problems,
+        processing_class=tokenizer,
+        callbacks=[
+            MetricsCallback(folder / "metrics.jsonl"),
+            ProgressBar(),
+            HealthCallback(folder / "health.jsonl", args.detectors(), args.stop_on),
+        ],
+    )
+    for stock in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(stock)
+    trainer.add_callback(SampleCallback(args.sample_every, trainer.newest_groups))
+    if args.completions_mb > 0:
+        limit = int(args.completions_mb * 1e6)
+        trainer.add_callback(CompletionsCallback(folder / "completions.jsonl", trainer.newest_groups, limit))
+    return trainer
+
+
+def measured(
+    policy: Any, tokenizer: Any, args: RecipeArguments, config: GRPOExtConfig, tests: dict[str, Dataset]
+) -> dict[str, dict[str, float]]:
+    """Greedy accuracy on each held-out set, see `evaluate`."""
+    return {
+        name: evaluate(
+            policy, tokenizer, rows, config.max_completion_length, args.eval_batch_size, DATASETS[name].measures
+        )
+        for name, rows in tests.items()
+    }
+
+
+def shown(scores: dict[str, dict[str, float]]) -> str:
+    """Accuracies in a line, by name where there are several."""
+    if len(scores) == 1:
+        return next(f"{score['accuracy']:.1%}" for score in scores.values())
+    return ", ".join(f"{name} {score['accuracy']:.1%}" for name, score in scores.items())
+
+
+def main(
+    argv: Sequence[str], recipe: str, defaults: Mapping[str, Any], quickstart: Mapping[str, Any] | None = None
+) -> int:
+    """Load, warm up, measure, train, measure, save, upload.
+
+    Args:
+        argv: the words after the command.
+        recipe: name of the face, as in `python -m grpo_ext.recipes.NAME`.
+        defaults: the face's values, below the preset, the YAML file and the flags.
+        quickstart: further ones where neither a file nor a model is named.
+
+    Returns:
+        Exit code: 0, 130 after Ctrl-C, 75 after SIGTERM, or 3 when a finding named in `stop_on` ended it; all three
+        can be resumed.
+    """
+    started = time.time()
+    chosen = any(word.startswith(("--config", "--model_name_or_path")) for word in argv)
+    layers = {**DEFAULTS, **defaults, **({} if chosen else quickstart or {})}
+    args, config = parse(RecipeArguments, argv, layers)
+    folder = Path(config.output_dir)
+    check_output_dir(folder)
+    target = take_over(config)
+    checkpoint = choose(config.resume_from_checkpoint, folder)
+    if checkpoint is None:
+        for name in ("metrics.jsonl", "completions.jsonl"):
+            (folder / name).unlink(missing_ok=True)
+
+    print(f"Model {args.model_name_or_path}, problems {args.dataset}, results in {folder}", flush=True)
+    tests = {name: load_problems(args, "test", args.eval_size, 1, name) for name in args.eval_datasets or ()}
+    train = load_problems(args, "train", args.train_size, seed=config.seed)
+    policy, tokenizer = make_policy(args, config)
+    trainer_ready = time.time()
+    rewards: list[Callable[..., Any]] = [REWARDS[name] for name in args.reward_funcs or ()]
+    learned = None
+    if args.reward_model is not None:
+        learned = ReplayedReward(args, train, tokenizer, check=REWARDS[DATASETS[args.dataset].reward])
+        rewards.append(learned)
+    trainer = make_trainer(policy, tokenizer, train, args, config, rewards)
+    trainer.round_update = learned
+
+    before = measured(policy, tokenizer, args, config, tests)
+    print(f"Before: {shown(before)} of {args.eval_size} held-out problems", flush=True)
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+    finding = stopped_by(trainer)
+    first = next(iter(tests))
+    summary = {
+        "before": before[first],
+        "after": None,
+        "evaluations": {name: {"before": score, "after": None} for name, score in before.items()},
+        "steps": trainer.state.global_step,
+        "reward_model": None if learned is None else learned.history,
+        "model": args.model_name_or_path,
+        "dataset": args.dataset,
+        "interrupted": trainer.interrupt.interrupted,
+        "stopped_by": None if finding is None else finding.detector,
+        "command": shlex.join(["python", "-m", f"grpo_ext.recipes.{recipe}", *without_token(argv)]),
+        "recipe": asdict(args),
+        "config": changed_fields(config),
+        "versions": versions(),
+        "hardware": hardware(),
+        "python": sys.version.split()[0],
+        "seconds_to_load": round(trainer_ready - started, 1),
+    }
+    if not trainer.interrupt.interrupted and finding is None:
+        if trainer.is_world_process_zero():
+            save_policy(policy, tokenizer, folder, args.save_format or ())
+        after = measured(policy, tokenizer, args, config, tests)
+        summary["after"] = after[first]
+        for name, score in after.items():
+            summary["evaluations"][name]["after"] = score
+        print(f"After: {shown(after)}, before: {shown(before)}", flush=True)
+    summary["seconds"] = round(time.time() - started, 1)
+    learning_curve(
+        folder / "metrics.jsonl", folder / "learning_curve.png", f"{args.model_name_or_path}, {args.dataset}"
+    )
+    write_json(folder / "summary.json", summary)
+    print(f"{summary['seconds']:.0f} s; summary.json, metrics.jsonl and learning_curve.png in {folder}", flush=True)
+    print(f"As a page with curves and completions: grpo-ext report {folder}", flush=True)
+    if target is not None and summary["after"] is not None and trainer.is_world_process_zero():
+        print(f"Uploaded: {push_run(folder, target, again=False)}", flush=True)
+    return trainer.interrupt.exit_code or (0 if finding is None else STOPPED)

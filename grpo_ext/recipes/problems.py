@@ -1,0 +1,113 @@
+"""The problems that a recipe trains on and is measured on, by name."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from datasets import Dataset, concatenate_datasets
+
+from grpo_ext.data.arithmetic import arithmetic
+from grpo_ext.data.cmath import cmath
+from grpo_ext.data.gsm8k import gsm8k
+from grpo_ext.data.math import math
+from grpo_ext.evaluation.tasks import TASKS
+
+COLUMNS = ["prompt", "answer", "question", "solution", "answer_format"]
+BUILT_IN_SIZE = 2048
+
+
+class Asked(Protocol):
+    """What a recipe's arguments say about problems."""
+
+    dataset: str
+    difficulty: str
+    answer_format: Any
+    system_prompt: str | None
+
+
+@dataclass(frozen=True)
+class Problems:
+    """A row of the table: one data set, or a mixture of others.
+
+    Attributes:
+        load: takes split, answer format, arguments, size and seed; None for a mixture.
+        answer_format: what prompts ask for when the user names none.
+        reward: what is trained on when the user names none.
+        measures: rewards that measure the strict and the lenient accuracy.
+        train: the loader's name of the training split, None where the set has none.
+        test: the loader's name of the held-out split.
+        parts: names of the mixed sets.
+    """
+
+    load: Callable[[str, str, Asked, int | None, int], Dataset] | None
+    answer_format: str
+    reward: str
+    measures: tuple[str, str]
+    train: str | None = "train"
+    test: str | None = None
+    parts: tuple[str, ...] = ()
+
+
+def _arithmetic(split: str, answer_format: str, args: Asked, size: int | None, seed: int) -> Dataset:
+    return arithmetic(split, size or BUILT_IN_SIZE, seed=seed, difficulty=args.difficulty, answer_format=answer_format)
+
+
+def _loaded(loader: Callable[..., Dataset]) -> Callable[[str, str, Asked, int | None, int], Dataset]:
+    def load(split: str, answer_format: str, args: Asked, size: int | None, seed: int) -> Dataset:
+        return loader(split, answer_format=answer_format, system_prompt=args.system_prompt, size=size, seed=seed)
+
+    return load
+
+
+def _row(task: str, load: Callable[..., Dataset] | None, **others: Any) -> Problems:
+    """Problems that are asked and read as the evaluation's task of a name."""
+    found = TASKS[task]
+    fields = {"test": found.split if load else None, **others}
+    return Problems(load, found.answer_format, found.strict, (found.strict, found.lenient), **fields)
+
+
+DATASETS: dict[str, Problems] = {
+    "gsm8k": _row("gsm8k", _loaded(gsm8k)),
+    "arithmetic": _row("arithmetic", _arithmetic),
+    "math": _row("math", _loaded(math)),
+    "cmath": _row("cmath", _loaded(cmath), train=None),
+    "gsm8k+math": _row("math", None, parts=("gsm8k", "math")),
+}
+
+TRAINED_ON = tuple(name for name, row in DATASETS.items() if row.train is not None)
+
+
+def load_problems(args: Asked, split: str, size: int | None, seed: int, dataset: str | None = None) -> Dataset:
+    """Rows of one split of a data set.
+
+    Args:
+        args: the recipe's arguments; their `answer_format` holds for `dataset` of the arguments and its parts.
+        split: "train" or "test".
+        size: rows, or None for all (2,048 of the built-in problems).
+        seed: of the order.
+        dataset: a row of `DATASETS`; None takes that of the arguments.
+
+    Returns:
+        `prompt`, `answer`, `question`, `solution` and `answer_format`, and what else the data set has.
+
+    Raises:
+        ValueError: the data set has no such split, or fewer rows.
+    """
+    name = dataset or args.dataset
+    row = DATASETS[name]
+    if row.parts:
+        return _mixed([load_problems(args, split, None, seed, part) for part in row.parts], name, size, seed)
+    own = row.train if split == "train" else row.test
+    if row.load is None or own is None:
+        raise ValueError(f"`dataset` {name!r} has no {split} split; it must be one of: {', '.join(TRAINED_ON)}.")
+    trained = name == args.dataset or name in DATASETS[args.dataset].parts
+    chosen = args.answer_format or DATASETS[args.dataset].answer_format
+    return row.load(own, chosen if trained else row.answer_format, args, size, seed)
+
+
+def _mixed(parts: Sequence[Dataset], name: str, size: int | None, seed: int) -> Dataset:
+    """All rows of several sets in one random order, of which the first `size` are taken."""
+    rows = concatenate_datasets([part.select_columns(COLUMNS) for part in parts]).shuffle(seed=seed)
+    if size is not None and not 1 <= size <= len(rows):
+        raise ValueError(f"size is {size}; {name} has from 1 to {len(rows)} problems to draw.")
+    return rows if size is None else rows.select(range(size))

@@ -1,0 +1,293 @@
+"""Training a reward model on preference pairs with TRL's `RewardTrainer`, and measuring it on held-out pairs."""
+
+import json
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, TaskType
+from transformers import AutoConfig, AutoModelForSequenceClassification, PrinterCallback, ProgressCallback, set_seed
+from trl import RewardConfig, RewardTrainer
+
+from grpo_ext.evaluation.estimators import bootstrap_interval
+from grpo_ext.models import load_tokenizer, resolve_model
+from grpo_ext.recipes.supervised import device_options, divides, newest_checkpoint
+from grpo_ext.report import write_json
+from grpo_ext.rewards.classifiers import agree_on_padding
+from grpo_ext.rewards.reward_model import RECORD, RewardModel, conversation_ids, doubt
+
+
+@dataclass(frozen=True)
+class RewardTraining:
+    """How a reward model is trained.
+
+    Attributes:
+        learning_rate: of AdamW; DeepSeekMath (2402.03300), sec. 4.2: 2e-5. It falls in a line to 0.
+        epochs: passes over the pairs.
+        batch_size: pairs an optimiser step.
+        micro_batch_size: pairs of a forward pass; None: all of a step.
+        lora_r: rank of an adapter, merged before the model is saved; 0 trains all weights.
+        max_length: tokens of a conversation; a pair with a longer side is left out.
+        dtype: type of the weights, in training and saved.
+        replay_share: share of old pairs in the training set; DeepSeekMath, sec. 4.1.4: 10 %.
+        save_steps: steps from one checkpoint to the next; 0: none.
+        precision: of autocast: "no", "bf16" or "fp16"; None: that of a trainer before in this process.
+        seed: of the head, the order and the replayed pairs.
+    """
+
+    learning_rate: float = 2e-5
+    epochs: float = 1.0
+    batch_size: int = 16
+    micro_batch_size: int | None = None
+    lora_r: int = 0
+    max_length: int = 1024
+    dtype: str = "float32"
+    replay_share: float = 0.1
+    save_steps: int = 0
+    precision: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "epochs", "batch_size", "max_length"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"`{name}` of the reward model is {getattr(self, name)}; it must be above 0.")
+        if not 0.0 <= self.replay_share < 1.0:
+            raise ValueError(f"`replay_share` is {self.replay_share}; it must be at least 0 and below 1.")
+        divides("micro_batch_size", self.micro_batch_size, "batch_size", self.batch_size)
+
+
+class TrainedReward(NamedTuple):
+    """A trained reward model.
+
+    Attributes:
+        folder: model, tokenizer and `reward_model.json`.
+        summary: what the JSON file says.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+
+
+def train_reward_model(
+    model_or_path: str | Path,
+    pairs: Dataset,
+    output_dir: str | Path,
+    *,
+    held_out: Dataset | None = None,
+    replay: Dataset | None = None,
+    options: RewardTraining | None = None,
+) -> TrainedReward:
+    """Minimise −log σ(r(chosen) − r(rejected)), mean over pairs, and measure the accuracy on held-out pairs.
+
+    A folder that holds a finished model is returned as it is. A half-finished one goes on from its newest checkpoint,
+    where `save_steps` made one.
+
+    Args:
+        model_or_path: folder or hub name of a sequence classifier with one output, which is trained on, or of a
+            causal language model, which gets a new head.
+        pairs: new pairs: `prompt`, `chosen` and `rejected`.
+        output_dir: becomes the model's folder; a folder of its own for each round.
+        held_out: pairs to measure on, with other prompts.
+        replay: all pairs of earlier rounds, of which so many are drawn that they make up `replay_share`.
+        options: how it is trained; None: the defaults.
+
+    Returns:
+        Folder and summary.
+
+    Raises:
+        OSError: there is no such model.
+        ValueError: no pair can be trained on, or the classifier has several outputs.
+    """
+    started, options, folder = time.time(), options or RewardTraining(), Path(output_dir)
+    record = folder / RECORD
+    if record.is_file():
+        return TrainedReward(folder, json.loads(record.read_text(encoding="utf-8")))
+    path = resolve_model(model_or_path)
+    tokenizer = load_tokenizer(path)
+    set_seed(options.seed)
+    model = _classifier(path, options.dtype)
+    agree_on_padding(model, tokenizer)
+    mixed, replayed = with_replay(pairs, replay, options.replay_share, options.seed)
+    rows = pair_ids(mixed, tokenizer)
+    fits = [max(len(row["chosen_ids"]), len(row["rejected_ids"])) <= options.max_length for row in rows]
+    if not any(fits):
+        raise ValueError(f"none of {len(rows)} pairs fits into `max_length` {options.max_length} tokens.")
+    kept = Dataset.from_list([row for row, fit in zip(rows, fits, strict=True) if fit])
+    trainer = _trainer(model, tokenizer, kept, folder / "checkpoints", options)
+    trainer.train(resume_from_checkpoint=newest_checkpoint(folder / "checkpoints"))
+
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if options.lora_r:
+        model = model.merge_and_unload()
+    reader = RewardModel(model, tokenizer, batch_size=2 * options.batch_size)
+    history = [row for row in trainer.state.log_history if "loss" in row]
+    summary = {
+        **(accuracy(reader, held_out) if held_out is not None and len(held_out) else UNKNOWN),
+        "new_pairs": len(pairs),
+        "replayed": replayed,
+        "replay_share": replayed / len(mixed),
+        "left_out": fits.count(False),
+        "steps": trainer.state.global_step,
+        "losses": [float(row["loss"]) for row in history],
+        "train_accuracy": float(history[-1]["accuracy"]),
+        "base": str(model_or_path),
+        "options": asdict(options),
+    }
+    summary["seconds"] = round(time.time() - started, 1)
+    if trainer.is_world_process_zero():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        # Last, because this file says that the folder is complete
+        write_json(record, summary)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    return TrainedReward(folder, summary)
+
+
+def with_replay(pairs: Dataset, replay: Dataset | None, share: float, seed: int) -> tuple[Dataset, int]:
+    """New pairs and so many old ones, drawn at random, that these are a share of the whole.
+
+    Args:
+        pairs: N new pairs.
+        replay: all old pairs.
+        share: s; round(N · s / (1 − s)) old pairs are taken, or all where there are fewer.
+        seed: of the draw.
+
+    Returns:
+        The pairs, the old ones last, and their number.
+
+    Raises:
+        ValueError: there are no new pairs.
+    """
+    if not len(pairs):
+        raise ValueError("there are no new pairs to train the reward model on.")
+    columns = ["prompt", "chosen", "rejected"]
+    count = 0 if replay is None else min(len(replay), round(len(pairs) * share / (1 - share)))
+    if replay is None or count == 0:
+        return pairs.select_columns(columns), 0
+    new = pairs.select_columns(columns)
+    old = replay.select_columns(columns).shuffle(seed=seed).select(range(count))
+    return Dataset.from_list([*new, *old], features=new.features), count
+
+
+def pair_ids(pairs: Dataset, tokenizer: Any) -> list[dict[str, list[int]]]:
+    """Pairs in the tokens in which `RewardModel` reads them, as `RewardTrainer` takes them."""
+    return [
+        {f"{side}_ids": conversation_ids(row["prompt"], row[side], tokenizer) for side in ("chosen", "rejected")}
+        for row in pairs
+    ]
+
+
+def _classifier(path: str, dtype: str) -> Any:
+    config = AutoConfig.from_pretrained(path)
+    names = config.architectures or ["a bare configuration"]
+    if names[0].endswith("ForSequenceClassification") and config.num_labels != 1:
+        raise ValueError(
+            f"`{path}` is a classifier with {config.num_labels} labels; a reward model has one output, so begin with "
+            "a causal language model or a classifier with num_labels=1."
+        )
+    return AutoModelForSequenceClassification.from_pretrained(
+        path, num_labels=1, dtype=getattr(torch, dtype), use_safetensors=True
+    )
+
+
+def _trainer(model: Any, tokenizer: Any, rows: Dataset, folder: Path, options: RewardTraining) -> RewardTrainer:
+    micro = options.micro_batch_size or options.batch_size
+    place = device_options(options.precision)
+    config = RewardConfig(
+        output_dir=str(folder),
+        learning_rate=options.learning_rate,
+        num_train_epochs=options.epochs,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=options.batch_size // micro,
+        max_length=None,
+        gradient_checkpointing=not place["use_cpu"],
+        **place,
+        save_strategy="steps" if options.save_steps else "no",
+        save_steps=options.save_steps or 1,
+        save_total_limit=1,
+        seed=options.seed,
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    adapter = None
+    if options.lora_r:
+        adapter = LoraConfig(
+            task_type=TaskType.SEQ_CLS,
+            r=options.lora_r,
+            lora_alpha=2 * options.lora_r,
+            lora_dropout=0.0,
+            target_modules="all-linear",
+            bias="none",
+        )
+    trainer = RewardTrainer(
+        model=model, args=config, train_dataset=rows, processing_class=tokenizer, peft_config=adapter
+    )
+    for stock in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(stock)
+    return trainer
+
+
+# What is said where nothing was held out
+UNKNOWN: dict[str, Any] = {"accuracy": None, "interval": None, "held_out_pairs": 0, "held_out_prompts": 0}
+
+
+def accuracy(reader: RewardModel, pairs: Dataset) -> dict[str, Any]:
+    """Share of pairs whose chosen answer has the higher score; a tie counts one half.
+
+    Pairs of one prompt are not independent, so the share is taken for each prompt, and the mean and its interval over
+    prompts.
+
+    Args:
+        reader: the reward model.
+        pairs: `prompt`, `chosen`, `rejected`, and where there is one `kind`, by which the accuracy is shown as well.
+
+    Returns:
+        `accuracy`, its 95 % `interval`, `held_out_pairs` that were not too long, `held_out_prompts`, mean `margin`,
+        and the accuracy `by_kind`.
+    """
+    chosen, rejected = (reader(prompts=pairs["prompt"], completions=pairs[side]) for side in ("chosen", "rejected"))
+    kinds = pairs["kind"] if "kind" in pairs.column_names else [None] * len(pairs)
+    margins: list[float] = []
+    by_prompt: dict[str, list[float]] = defaultdict(list)
+    by_kind: dict[str, list[float]] = defaultdict(list)
+    for one, other, kind, prompt in zip(chosen, rejected, kinds, pairs["prompt"], strict=True):
+        if one is None or other is None:
+            continue
+        margins.append(one - other)
+        right = float(one > other) + 0.5 * (one == other)
+        by_prompt[json.dumps(prompt)].append(right)
+        if kind is not None:
+            by_kind[kind].append(right)
+    if not margins:
+        return UNKNOWN
+    found = bootstrap_interval([_mean(values) for values in by_prompt.values()])
+    return {
+        "accuracy": found.value,
+        "interval": [found.low, found.high],
+        "held_out_pairs": len(margins),
+        "held_out_prompts": len(by_prompt),
+        "margin": _mean(margins),
+        **({"by_kind": {kind: _mean(by_kind[kind]) for kind in sorted(by_kind)}} if by_kind else {}),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def told(summary: dict[str, Any]) -> str:
+    """The accuracy of a reward model in a line, with a warning where it is near one half."""
+    warning = doubt(summary)
+    if summary["accuracy"] is None:
+        return f"Warning: {warning}"
+    low, high = summary["interval"]
+    line = f"{summary['accuracy']:.1%} of {summary['held_out_pairs']} held-out pairs (95% {low:.1%} to {high:.1%})"
+    return line if warning is None else f"{line}\nWarning: {warning}"

@@ -1,0 +1,70 @@
+"""The table of problems: splits, formats, mixtures."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from grpo_ext.data.sources import DATA_FOLDER_VARIABLE
+from grpo_ext.recipes.arguments import RecipeArguments
+from grpo_ext.recipes.problems import COLUMNS, DATASETS, TRAINED_ON, load_problems
+from grpo_ext.rewards import ANSWER_FORMATS, REWARDS
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gsm8k = [{"question": f"g{row}?", "answer": f"so\n#### {row}"} for row in range(6)]
+    math = [
+        {"problem": f"m{row}?", "solution": "so", "answer": str(row), "subject": "a", "level": 1} for row in range(4)
+    ]
+    cmath = [{"grade": 1, "input": "一？", "golden": "1", "reasoning_step": 1}]
+    files = {
+        "gsm8k_train": gsm8k,
+        "gsm8k_test": gsm8k[:2],
+        "math_train": math,
+        "math500_dev": math[:1],
+        "cmath_dev": cmath,
+    }
+    for name, rows in files.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setenv(DATA_FOLDER_VARIABLE, str(tmp_path))
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_each_row_of_the_table(name: str, data: None) -> None:
+    row = DATASETS[name]
+    assert row.answer_format in ANSWER_FORMATS and row.reward in REWARDS and set(row.measures) <= set(REWARDS)
+    args = RecipeArguments(dataset=name if name in TRAINED_ON else "gsm8k")
+    for split in ("train", "test") if name in TRAINED_ON else ("test",):
+        rows = load_problems(args, split, 1, 0, name)
+        assert len(rows) == 1 and set(COLUMNS) <= set(rows.column_names)
+        assert rows[0]["answer_format"] == row.answer_format
+        assert REWARDS[row.reward]([rows[0]["solution"]], **rows[:1]) == [1.0]
+
+
+def test_a_mixture_has_all_rows_in_one_order(data: None) -> None:
+    args = RecipeArguments(dataset="gsm8k+math")
+    whole = load_problems(args, "train", None, seed=3)
+    assert sorted(whole["question"]) == [
+        f"{kind}{row}?" for kind, count in (("g", 6), ("m", 4)) for row in range(count)
+    ]
+    assert set(whole["answer_format"]) == {"boxed"} and whole.column_names == COLUMNS
+    assert load_problems(args, "train", 4, seed=3)["question"] == whole["question"][:4]
+    assert load_problems(args, "train", None, seed=4)["question"] != whole["question"]
+    with pytest.raises(ValueError, match=r"gsm8k\+math has from 1 to 10 problems"):
+        load_problems(args, "train", 11, seed=0)
+
+
+def test_the_named_format_holds_for_what_is_trained_on_and_not_out_of_domain(data: None) -> None:
+    args = RecipeArguments(dataset="gsm8k+math", answer_format="tags", eval_datasets=["gsm8k", "math", "cmath"])
+    found = {name: load_problems(args, "test", 1, 0, name)[0]["answer_format"] for name in args.eval_datasets}
+    assert found == {"gsm8k": "tags", "math": "tags", "cmath": "chinese"}
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="`dataset` is 'cmath'; it must be one of: gsm8k, arithmetic, math"):
+        RecipeArguments(dataset="cmath")
+    with pytest.raises(ValueError, match="`eval_datasets` is 'mnist'"):
+        RecipeArguments(eval_datasets=["gsm8k", "mnist"])
+    with pytest.raises(ValueError, match="`dataset` 'cmath' has no train split"):
+        load_problems(RecipeArguments(), "train", 1, 0, "cmath")

@@ -1,0 +1,295 @@
+"""A run that is killed and gone on with ends as the uninterrupted one, bit by bit."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from tiny_runs import early_letters, make
+
+from grpo_ext.callbacks import MetricsCallback
+from grpo_ext.callbacks.interrupt import REQUEUE
+from grpo_ext.checkpoints import MANIFEST, WORKING, choose, flaw
+
+HERE = Path(__file__).parent
+# What a log says about the machine and not about the run
+MACHINE = {
+    "step_time",
+    "memory/peak_gib",
+    "train_runtime",
+    "train_samples_per_second",
+    "train_steps_per_second",
+}
+
+
+def performed(policy: Path, out: Path, runs: list[dict[str, Any]]) -> dict[str, list[int]]:
+    """Exit codes of the processes of each run."""
+    out.mkdir(parents=True, exist_ok=True)
+    plan = out / "plan.json"
+    plan.write_text(json.dumps({"policy": str(policy), "out": str(out), "runs": runs}))
+    path = os.pathsep.join([str(HERE.parents[1]), str(HERE), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    subprocess.run([sys.executable, str(HERE / "resume_runs.py"), str(plan)], env=environment, check=True, timeout=400)
+    return {result["name"]: result["codes"] for result in json.loads((out / "results.json").read_text())}
+
+
+def logged(run: Path) -> list[dict[str, Any]]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name not in MACHINE} for line in lines]
+
+
+def assert_same(run: Path, whole: Path) -> None:
+    output = (run / "output.txt").read_text()
+    assert (run / "weights.safetensors").is_file(), output
+    found, expected = (load_file(folder / "weights.safetensors") for folder in (run, whole))
+    assert found.keys() == expected.keys()
+    assert all(found[name].numpy().tobytes() == expected[name].numpy().tobytes() for name in expected), output
+    assert logged(run) == logged(whole), output
+    assert not (run / WORKING).exists()
+    assert "without" not in output, output
+
+
+# Runs that all fast tests share, so that one process imports everything once
+KILLS: dict[str, list[list[Any]]] = {
+    # In the second micro-batch of the fifth step, then between a checkpoint's files and its manifest
+    "full": [["call", "micro-batch", 10], ["call", "manifest", 1]],
+    # Before any checkpoint, and before its new name
+    "resampled": [["call", "optimizer", 2], ["call", "rename", 2]],
+}
+SAVED = {"name": "saved", "case": "full", "steps": 6, "fields": {"save_total_limit": 2}}
+
+
+@pytest.fixture(scope="module")
+def ran(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of each of the cases, uninterrupted and killed, and of a run with its checkpoints of steps 3 and 6."""
+    out = tmp_path_factory.mktemp("ran")
+    runs = [{"name": case, "case": case, "steps": 8} for case in KILLS]
+    runs += [{"name": f"{case} killed", "case": case, "steps": 8, "kills": kills} for case, kills in KILLS.items()]
+    codes = performed(tiny_folder, out, [*runs, SAVED])
+    for case in KILLS:
+        assert codes[case] == codes["saved"] == [0]
+        assert codes[f"{case} killed"] == [-9, -9, 0]
+    return out
+
+
+# Kills. Completions serve two updates each, twice over; a checkpoint falls into that
+
+
+@pytest.mark.parametrize("case", KILLS)
+def test_a_killed_run_ends_as_the_uninterrupted_one(case: str, ran: Path) -> None:
+    assert_same(ran / f"{case} killed", ran / case)
+
+
+def test_those_runs_have_something_to_lose(ran: Path) -> None:
+    assert any(row.get("resampling/carried", 0) > 0 for row in logged(ran / "resampled"))
+    assert any(row.get("resampling/groups_replaced", 0) > 0 for row in logged(ran / "full"))
+    assert len({row["beta"] for row in logged(ran / "full") if "beta" in row}) > 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["lora", "synced", "rounds", "streamed"])
+def test_other_runs_too(case: str, tiny_folder: Path, tmp_path: Path) -> None:
+    kills = [["call", "micro-batch", 11], ["call", "rewards", 1], ["call", "deletion", 2]]
+    runs = [{"name": "whole", "case": case, "steps": 12}]
+    runs += [{"name": str(place), "case": case, "steps": 12, "kills": [kill]} for place, kill in enumerate(kills)]
+    codes = performed(tiny_folder, tmp_path, runs)
+    for place in range(len(kills)):
+        assert codes[str(place)] == [-9, 0]
+        assert_same(tmp_path / str(place), tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_of_thirty_steps(tiny_folder: Path, tmp_path: Path) -> None:
+    draw = random.Random(os.urandom(8))
+    kills: list[list[Any]] = [["share", draw.uniform(0.15, 0.85)] for _ in range(12)]
+    kills += [["call", "micro-batch", draw.randint(1, 60)] for _ in range(4)]
+    kills += [["call", name, draw.randint(1, 7)] for name in ("rename", "manifest", "deletion", "rewards")]
+    runs = [{"name": "whole", "case": "full", "steps": 30}]
+    runs += [{"name": str(place), "case": "full", "steps": 30, "kills": [kill]} for place, kill in enumerate(kills)]
+    codes = performed(tiny_folder, tmp_path, runs)
+    assert len(kills) == 20
+    for place, kill in enumerate(kills):
+        assert codes[str(place)] == [-9, 0], kill
+        assert_same(tmp_path / str(place), tmp_path / "whole")
+
+
+# Torn checkpoints
+
+
+def cut(name: str, to: Callable[[int], int]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        os.truncate(folder / name, to((folder / name).stat().st_size))
+
+    return damage
+
+
+def changed(name: str) -> Callable[[Path], None]:
+    """One bit of a file's last byte."""
+
+    def damage(folder: Path) -> None:
+        content = bytearray((folder / name).read_bytes())
+        content[-1] ^= 1
+        (folder / name).write_bytes(content)
+
+    return damage
+
+
+def gone(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "weights without their end": (cut("model.safetensors", lambda size: size - 1), "model.safetensors in place of"),
+    "empty weights": (cut("model.safetensors", lambda size: 0), "has 0 bytes of model.safetensors"),
+    "no weights": (gone("model.safetensors"), "lacks model.safetensors"),
+    "half an optimizer": (cut("optimizer.pt", lambda size: size // 2), "bytes of optimizer.pt in place of"),
+    "a longer optimizer": (cut("optimizer.pt", lambda size: size + 1), "bytes of optimizer.pt in place of"),
+    "no random states": (gone("rng_state.pth"), "lacks rng_state.pth"),
+    "another state": (changed("trainer_state.json"), "has another trainer_state.json than was saved"),
+    "other completions": (changed("grpo_ext_state.safetensors"), "has another grpo_ext_state.safetensors"),
+    "no manifest": (gone(MANIFEST), f"has no {MANIFEST}, which is written last"),
+    "half a manifest": (cut(MANIFEST, lambda size: size // 2), f"has a {MANIFEST} that is cut off"),
+}
+
+
+@pytest.fixture
+def saved(ran: Path) -> Path:
+    """A run of six steps with its checkpoints of steps 3 and 6."""
+    return ran / "saved"
+
+
+@pytest.mark.parametrize("asked", ["last", "named", "True"])
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_torn_checkpoint_is_left_for_the_one_before(
+    name: str, asked: str, saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(saved, out)
+    damage, sentence = DAMAGES[name]
+    torn, good = out / "checkpoint-6", out / "checkpoint-3"
+    assert flaw(torn) is None
+    # A copy in which the manifest is missing is no older than the folder itself
+    damage(torn)
+    assert sentence in (flaw(torn) or "")
+    with caplog.at_level("INFO", logger="grpo_ext"):
+        assert choose({"last": "last", "named": str(torn), "True": True}[asked], out) == good
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "grpo_ext"]
+    assert said == f"Resume: {torn} {flaw(torn)}, so the run goes on from {good}."
+
+
+@pytest.mark.slow
+def test_ten_torn_checkpoints_ten_recoveries(tiny_folder: Path, saved: Path, tmp_path: Path) -> None:
+    runs = [{**SAVED, "name": str(place), "again": True} for place in range(len(DAMAGES))]
+    for place, (damage, _) in enumerate(DAMAGES.values()):
+        out = tmp_path / str(place)
+        shutil.copytree(saved, out, ignore=shutil.ignore_patterns("output.txt", "weights.safetensors"))
+        damage(out / "checkpoint-6")
+    codes = performed(tiny_folder, tmp_path, runs)
+    assert len(DAMAGES) == 10 and set(map(tuple, codes.values())) == {(0,)}
+    for place in range(10):
+        out = tmp_path / str(place)
+        assert_same(out, saved)
+        assert f"so the run goes on from {out / 'checkpoint-3'}." in (out / "output.txt").read_text()
+        assert flaw(out / "checkpoint-6") is None
+
+
+def test_what_cannot_be_resumed_is_refused(saved: Path, tmp_path: Path) -> None:
+    assert choose(None, tmp_path / "none") is None
+    assert choose("last", tmp_path / "none") is None
+    with pytest.raises(ValueError, match="has no checkpoint; leave it unset"):
+        choose(True, tmp_path / "none")
+    with pytest.raises(ValueError, match="'elsewhere', which is no folder"):
+        choose("elsewhere", tmp_path)
+    shutil.copytree(saved / "checkpoint-3", tmp_path / "checkpoint-3")
+    gone("optimizer.pt")(tmp_path / "checkpoint-3")
+    with pytest.raises(ValueError, match=r"checkpoint-3 lacks optimizer\.pt, and there is no whole checkpoint before"):
+        choose("last", tmp_path)
+
+
+def test_a_checkpoint_of_another_program_is_taken_with_a_sentence(
+    tiny_folder: Path, saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(saved / "checkpoint-3", tmp_path / "checkpoint-3")
+    for name in (MANIFEST, "grpo_ext_state.json", "grpo_ext_state.safetensors"):
+        gone(name)(tmp_path / "checkpoint-3")
+    trainer = make(tiny_folder, tmp_path, max_steps=4, optim="adamw_torch")
+    with caplog.at_level("INFO", logger="grpo_ext"):
+        trainer.train(resume_from_checkpoint="last")
+    assert trainer.state.global_step == 4
+    said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Resume")]
+    assert "so it is taken as it is: TRL's own part alone" in said[0]
+    assert "without the state of the generation block" in said[1] and "may differ" in said[1]
+
+
+def test_a_renaming_that_a_kill_came_before_is_finished(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / WORKING).mkdir()
+    for name in ("checkpoint-3", "checkpoint-6"):
+        shutil.copytree(saved / name, tmp_path / WORKING / name)
+    gone("optimizer.pt")(tmp_path / WORKING / "checkpoint-6")
+    assert choose("last", tmp_path) == tmp_path / "checkpoint-3"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3"]
+
+
+def test_the_newest_is_not_the_one_with_the_highest_step(saved: Path, tmp_path: Path) -> None:
+    # What an earlier run has left in the folder
+    shutil.copytree(saved / "checkpoint-6", tmp_path / "checkpoint-6")
+    shutil.copytree(saved / "checkpoint-3", tmp_path / "checkpoint-3")
+    assert choose("last", tmp_path) == tmp_path / "checkpoint-6"
+    manifest = tmp_path / "checkpoint-3" / MANIFEST
+    found = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**found, "saved": found["saved"] + 10**12}))
+    assert choose("last", tmp_path) == tmp_path / "checkpoint-3"
+
+
+def test_other_micro_batches_begin_a_generation(
+    tiny_folder: Path, saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(saved / "checkpoint-3", tmp_path / "checkpoint-3")
+    fields = {"optim": "adamw_torch", "beta": 0.04, "steps_per_generation": 2, "num_iterations": 2}
+    trainer = make(tiny_folder, tmp_path, max_steps=4, **fields)
+    with caplog.at_level("WARNING", logger="grpo_ext"):
+        trainer.train(resume_from_checkpoint="last")
+    assert trainer.state.global_step == 4
+    assert "without its completions, because `steps_per_generation` was 4" in caplog.text
+
+
+# SIGTERM
+
+
+def test_sigterm_saves_and_asks_to_be_started_again(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[int] = []
+
+    def terminating(completions: list[Any], **kwargs: Any) -> list[float]:
+        calls.append(len(completions))
+        if len(calls) == 2:
+            # A scheduler may say it more than once
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+        return early_letters(completions)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    trainer = make(tiny_folder, tmp_path, reward_funcs=terminating, max_steps=4)
+    trainer.add_callback(MetricsCallback(tmp_path / "metrics.jsonl"))
+    trainer.train()
+    assert trainer.interrupt.exit_code == REQUEUE == 75
+    assert trainer.state.global_step == 2 and len(calls) == 2
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert "Stopped at step 2 by SIGTERM. Resume with: --resume_from_checkpoint" in capsys.readouterr().out
+    assert flaw(tmp_path / "checkpoint-2") is None
+    # The row that ends a run is not in the middle of one that goes on
+    resumed = make(tiny_folder, tmp_path, max_steps=4)
+    resumed.add_callback(MetricsCallback(tmp_path / "metrics.jsonl"))
+    resumed.train(resume_from_checkpoint="last")
+    assert resumed.interrupt.exit_code == 0
+    assert [row["step"] for row in logged(tmp_path)] == [1, 2, 3, 4, 4]
+    assert sum("train_loss" in row for row in logged(tmp_path)) == 1
