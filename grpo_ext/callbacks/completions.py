@@ -50,7 +50,7 @@ class CompletionsCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.global_step > 0 and state.is_world_process_zero:
+        if state.is_world_process_zero:
             drop_after(self.path, state.global_step)
 
     def on_evaluate(

@@ -27,7 +27,8 @@ def peak_memory() -> float | None:
 class MetricsCallback(TrainerCallback):
     """Appends what TRL logs to `metrics.jsonl`, a JSON object a line; values that are no finite number become null.
 
-    Each training step also gets `memory/peak_gib`. A resumed run goes on after the row of its checkpoint.
+    Each training step also gets `memory/peak_gib`. A resumed run goes on after the row of its
+    checkpoint, and one that begins at step 0 begins the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,7 +37,7 @@ class MetricsCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.global_step > 0 and state.is_world_process_zero:
+        if state.is_world_process_zero:
             drop_after(self.path, state.global_step)
 
     def on_log(

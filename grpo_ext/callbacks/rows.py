@@ -9,8 +9,11 @@ def drop_after(path: Path, step: int) -> None:
 
     Args:
         path: file whose rows have a `step`; it may not exist.
-        step: step of the checkpoint. Its rows stay, but not the summary that ends a run that was interrupted there.
+        step: step of the checkpoint. Its rows stay, but not the summary that ends a run that was interrupted there. At
+            0 a run begins, and the file is deleted.
     """
+    if step == 0:
+        path.unlink(missing_ok=True)
     if not path.is_file():
         return
     with path.open(encoding="utf-8", newline="") as file:

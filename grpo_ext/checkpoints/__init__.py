@@ -3,6 +3,7 @@
 from grpo_ext.checkpoints.folders import (
     LAST,
     MANIFEST,
+    TRAINER_STATE,
     WORKING,
     choose,
     flaw,
@@ -16,6 +17,7 @@ from grpo_ext.checkpoints.values import Stateful, pack, unpack
 __all__ = [
     "LAST",
     "MANIFEST",
+    "TRAINER_STATE",
     "WORKING",
     "Stateful",
     "choose",

@@ -219,6 +219,6 @@ def _first_whole(candidates: list[Path]) -> Path:
         logger.warning("Resume: %s %s, so it is taken as it is: TRL's own part alone.", first, reason)
         return first
     raise ValueError(
-        f"`resume_from_checkpoint`: {first} {reason}, and there is no whole checkpoint before it; name another one, or "
-        "leave it unset to begin at step 0."
+        f"`resume_from_checkpoint`: {first} {reason}, and there is no whole checkpoint before it; name another "
+        "one, or leave it unset to begin at step 0."
     )

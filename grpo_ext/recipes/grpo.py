@@ -135,6 +135,32 @@ def shown(scores: dict[str, dict[str, float]]) -> str:
     return ", ".join(f"{name} {score['accuracy']:.1%}" for name, score in scores.items())
 
 
+def learned_reward(args: RecipeArguments, train: Dataset, tokenizer: Any) -> ReplayedReward | None:
+    """The reward model of the run, or None."""
+    if args.reward_model is None:
+        return None
+    return ReplayedReward(args, train, tokenizer, check=REWARDS[DATASETS[args.dataset].reward])
+
+
+def conditions(argv: Sequence[str], recipe: str, args: RecipeArguments, config: GRPOExtConfig) -> dict[str, Any]:
+    """What a run was asked for and what it ran on, for its summary."""
+    return {
+        "model": args.model_name_or_path,
+        "dataset": args.dataset,
+        "command": shlex.join(["python", "-m", f"grpo_ext.recipes.{recipe}", *without_token(argv)]),
+        "recipe": asdict(args),
+        "config": changed_fields(config),
+        "versions": versions(),
+        "hardware": hardware(),
+        "python": sys.version.split()[0],
+    }
+
+
+def _begin_anew(folder: Path) -> None:
+    for name in ("metrics.jsonl", "completions.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+
+
 def main(
     argv: Sequence[str], recipe: str, defaults: Mapping[str, Any], quickstart: Mapping[str, Any] | None = None
 ) -> int:
@@ -159,8 +185,7 @@ def main(
     target = take_over(config)
     checkpoint = choose(config.resume_from_checkpoint, folder)
     if checkpoint is None:
-        for name in ("metrics.jsonl", "completions.jsonl"):
-            (folder / name).unlink(missing_ok=True)
+        _begin_anew(folder)
 
     print(f"Model {args.model_name_or_path}, problems {args.dataset}, results in {folder}", flush=True)
     tests = {name: load_problems(args, "test", args.eval_size, 1, name) for name in args.eval_datasets or ()}
@@ -168,11 +193,8 @@ def main(
     policy, tokenizer = make_policy(args, config)
     trainer_ready = time.time()
     rewards: list[Callable[..., Any]] = [REWARDS[name] for name in args.reward_funcs or ()]
-    learned = None
-    if args.reward_model is not None:
-        learned = ReplayedReward(args, train, tokenizer, check=REWARDS[DATASETS[args.dataset].reward])
-        rewards.append(learned)
-    trainer = make_trainer(policy, tokenizer, train, args, config, rewards)
+    learned = learned_reward(args, train, tokenizer)
+    trainer = make_trainer(policy, tokenizer, train, args, config, [*rewards, *([learned] if learned else [])])
     trainer.round_update = learned
 
     before = measured(policy, tokenizer, args, config, tests)
@@ -187,16 +209,9 @@ def main(
         "evaluations": {name: {"before": score, "after": None} for name, score in before.items()},
         "steps": trainer.state.global_step,
         "reward_model": None if learned is None else learned.history,
-        "model": args.model_name_or_path,
-        "dataset": args.dataset,
         "interrupted": trainer.interrupt.interrupted,
         "stopped_by": None if finding is None else finding.detector,
-        "command": shlex.join(["python", "-m", f"grpo_ext.recipes.{recipe}", *without_token(argv)]),
-        "recipe": asdict(args),
-        "config": changed_fields(config),
-        "versions": versions(),
-        "hardware": hardware(),
-        "python": sys.version.split()[0],
+        **conditions(argv, recipe, args, config),
         "seconds_to_load": round(trainer_ready - started, 1),
     }
     if not trainer.interrupt.interrupted and finding is None:

@@ -16,13 +16,14 @@ from grpo_ext.ops.kl import KL_CONTROLLERS
 from grpo_ext.ops.masking import masked_sum
 from grpo_ext.rewards.checked import checked
 from grpo_ext.trainer.grouped import row_weights
-from grpo_ext.trainer.resume import STATE_FILE, ResumableTrainer
+from grpo_ext.trainer.resume import STATE_FILE
+from grpo_ext.trainer.saving import SavingTrainer
 from grpo_ext.trainer.shared import balanced_order
 
 __all__ = ["STATE_FILE", "GRPOExtTrainer"]
 
 
-class GRPOExtTrainer(ResumableTrainer):
+class GRPOExtTrainer(SavingTrainer):
     """TRL's `GRPOTrainer` with the objectives, advantages and checks of grpo_ext.
 
     Takes the arguments of `trl.GRPOTrainer`. With a `GRPOExtConfig` whose own fields are unset (or with TRL's

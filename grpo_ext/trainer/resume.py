@@ -7,19 +7,19 @@ prompts, beta, and the numbers that are logged as means over several steps.
 
 import json
 import logging
-import shutil
 from collections.abc import Callable
 from inspect import unwrap
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import IterableDataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from grpo_ext import compat
-from grpo_ext.checkpoints import WORKING, Stateful, choose, pack, publish, rotate, unpack, write_manifest
+from grpo_ext.checkpoints import Stateful, pack, unpack
 from grpo_ext.rollouts.resampling import Group, PromptStream
 from grpo_ext.trainer.iterations import IterativeTrainer
 
@@ -56,7 +56,7 @@ class _Moments(TrainerCallback):
 
 
 class ResumableTrainer(IterativeTrainer):
-    """Saves all of a run's state, under a temporary name until it is whole, and takes it up again.
+    """Saves all of a run's state with each checkpoint, and takes it up again.
 
     Parts whose state only they know (a reward function, a process reward, a callback) are kept with the run where they
     have `state_dict` and `load_state_dict`.
@@ -64,64 +64,18 @@ class ResumableTrainer(IterativeTrainer):
 
     def __init__(self, model: Any, reward_funcs: Any = None, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, reward_funcs, *args, **kwargs)
-        self._is_saving = False
         self._sampler: Any = None
         self._sampler_at_epoch: Tensor | None = None
         self._losses_left: dict[str, float] | None = None
         self.add_callback(_Moments(self._take_up_losses, self._note_sampler))
 
-    # Folders
-
-    def _get_output_dir(self, trial: Any) -> str:
-        folder = super()._get_output_dir(trial)
-        return str(Path(folder) / WORKING) if self._is_saving else folder
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._losses_left = None
+        return super().train(*args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        run = Path(self._get_output_dir(trial))
-        final = run / f"checkpoint-{self.state.global_step}"
-        working = run / WORKING / final.name
-        if self.args.should_save:
-            shutil.rmtree(working.parent, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self._is_saving = True
-        try:
-            super()._save_checkpoint(model, trial)
-            self._save_state(working)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                self._name_best(working, final)
-                write_manifest(working)
-                publish(working, final)
-        finally:
-            self._is_saving = False
-            if self.args.should_save:
-                shutil.rmtree(working.parent, ignore_errors=True)
-        if self.args.should_save:
-            rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint)
-        self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(final))
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # An upload goes on in the background, from the folder under its final name
-        if not self._is_saving:
-            super()._push_from_checkpoint(checkpoint_folder)
-
-    def _name_best(self, working: Path, final: Path) -> None:
-        """transformers looks for the best checkpoint beside the one it writes."""
-        if self.state.best_model_checkpoint == str(working):
-            self.state.best_model_checkpoint = str(final)
-        elif self.state.best_global_step:
-            best = final.with_name(f"checkpoint-{self.state.best_global_step}")
-            if best.is_dir():
-                self.state.best_model_checkpoint = str(best)
-        self.state.save_to_json(str(working / "trainer_state.json"))
-
-    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        chosen = choose(resume_from_checkpoint, self.args.output_dir)
-        self.accelerator.wait_for_everyone()
-        self._losses_left = None
-        return super().train(None if chosen is None else str(chosen), *args, **kwargs)
+        super()._save_checkpoint(model, trial)
+        self._save_state(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
 
     # Data and losses
 
@@ -264,7 +218,10 @@ class ResumableTrainer(IterativeTrainer):
 
     def _beyond_us(self) -> list[str]:
         """Parts of this run whose state is kept elsewhere."""
+        streamed = isinstance(self.train_dataset, IterableDataset)
         parts = {
+            # transformers does not know how long a pass was
+            "its place in a streamed dataset, which had begun again": streamed and (self.state.epoch or 0) >= 1,
             "vLLM's random state": self.use_vllm,
             "what `rollout_func` keeps": self.rollout_func is not None,
             "what tools and environments keep": bool(self.tools) or self.environment_factories is not None,

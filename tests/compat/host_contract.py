@@ -97,12 +97,21 @@ TRL_FIELDS = (
 TRANSFORMERS_NEEDED = (
     Needed("trainer.py", "Trainer._load_optimizer_and_scheduler", ("checkpoint",)),
     Needed("trainer.py", "Trainer._save_checkpoint", ("model", "trial")),
+    Needed("trainer.py", "Trainer._get_output_dir", ("trial",)),
+    Needed("trainer.py", "Trainer._push_from_checkpoint", ("checkpoint_folder",)),
     Needed("trainer.py", "Trainer._get_train_sampler"),
     Needed("trainer.py", "Trainer._get_eval_sampler", ("eval_dataset",)),
     Needed("trainer.py", "Trainer._prepare_inputs", ("inputs",)),
     Needed("trainer.py", "Trainer.training_step", ("model", "inputs", "num_items_in_batch")),
 )
-TRANSFORMERS_ATTRIBUTES = {("trainer.py", "Trainer"): ("current_gradient_accumulation_steps",)}
+TRANSFORMERS_ATTRIBUTES = {
+    ("trainer.py", "Trainer"): (
+        "_globalstep_last_logged",
+        "_total_loss_scalar",
+        "_tr_loss",
+        "current_gradient_accumulation_steps",
+    )
+}
 
 
 def wheel(name: str, version: str, folder: Path) -> Path:

@@ -1,7 +1,7 @@
 """Runs that are killed and gone on with, each in a process forked off this one, which has imported everything once.
 
 python resume_runs.py PLAN: a JSON file with `policy` (a saved tiny policy), `out`, and `runs`, each with a `name`, a
-`case`, `steps`, `fields` of its own, `again` where it has a checkpoint to begin with, and kills, each the moment of one:
+`case`, `steps`, `fields` of its own, `again` where it has a checkpoint to begin with, and `kills`, the moment of each:
     ["call", NAME, K]: at the K-th call of a row of MOMENTS
     ["share", S]: after this share of the seconds that the plan's first run took
 A run is started, and started again with `resume_from_checkpoint` "last" after each kill. It leaves its log and its
@@ -11,6 +11,7 @@ weights in `out/NAME`; what each process ended with goes into `results.json` bes
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -27,9 +28,10 @@ from tiny_runs import early_letters, make, prompts, weights
 from grpo_ext import GRPOExtTrainer
 from grpo_ext.callbacks import MetricsCallback
 from grpo_ext.checkpoints import LAST
-from grpo_ext.trainer import resume
+from grpo_ext.trainer import resume, saving
 
-# Two micro-batches a step, eight a generation block, two blocks an epoch: checkpoints fall into all of them
+# Two micro-batches a step, eight a generation block, two blocks an epoch: checkpoints fall into all of them. With one
+# iteration a block has four, and eight steps are two epochs.
 COMMON: dict[str, Any] = {
     "steps_per_generation": 4,
     "num_iterations": 2,
@@ -43,19 +45,26 @@ COMMON: dict[str, Any] = {
 CASES: dict[str, dict[str, Any]] = {
     "full": {"beta": 0.04, "kl_controller": "ziegler", "kl_target": 0.1, "resampling": "dynamic_sampling"},
     "lora": {"beta": 0.04, "lora": True, "kl_controller": "ziegler", "kl_target": 0.1},
-    "resampled": {"lora": True, "resampling": "dynamic_sampling", "resampling_rounds": 4, "seed": 3},
+    # With this seed a group waits in the checkpoint of the third step
+    "resampled": {
+        "lora": True,
+        "resampling": "dynamic_sampling",
+        "resampling_rounds": 4,
+        "num_iterations": 1,
+        "seed": 3,
+    },
     "synced": {"beta": 0.04, "sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.5},
     "rounds": {"beta": 0.04, "num_rounds": 2, "lora": True},
-    "streamed": {"save_steps": 5},
+    "streamed": {},
 }
 MOMENTS: dict[str, tuple[Any, str]] = {
     "micro-batch": (GRPOExtTrainer, "training_step"),
     "rewards": (GRPOExtTrainer, "_calculate_rewards"),
     "optimizer": (torch.optim.AdamW, "step"),
     "state of a checkpoint": (resume, "save_file"),
-    "manifest": (resume, "write_manifest"),
-    "rename": (resume, "publish"),
-    "deletion": (resume, "rotate"),
+    "manifest": (saving, "write_manifest"),
+    "rename": (saving, "publish"),
+    "deletion": (saving, "rotate"),
 }
 
 
@@ -142,7 +151,14 @@ def perform(policy: Path, out: Path, run: dict[str, Any], whole: float) -> dict[
         return inner
 
     kills = [*run.get("kills", []), None]
-    ended = [forked(out, work(place > 0 or run.get("again", False), kill)) for place, kill in enumerate(kills)]
+    ended: list[tuple[int, float]] = []
+    for place, kill in enumerate(kills):
+        ended.append(forked(out, work(place > 0 or run.get("again", False), kill)))
+        while kill is not None and kill[0] == "share" and ended[-1][0] == 0:
+            # On a machine that is shared a run may take less time than the first one, and end before its kill
+            shutil.rmtree(out)
+            kill = ["share", kill[1] / 2]
+            ended[-1] = forked(out, work(False, kill))
     return {"name": run["name"], "codes": [code for code, _ in ended], "seconds": [second for _, second in ended]}
 
 
