@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rewritings import rewritings, wrong
+from sympy.core.cache import clear_cache
 
 from grpo_ext.rewards import ANSWER_FORMATS, correct_math, correct_math_strict
 from grpo_ext.rewards.answers import read, same
@@ -245,14 +246,23 @@ HOSTILE = {
 GOLDS = [r"\cot x", "1, 2, 3", r"\frac{1}{2}", "(1,2)", r"1\pm\sqrt{19}", "x^2+2x+1", "18"]
 
 
+def takes_less_than_a_second(completion: str, gold: str) -> bool:
+    """CPU time of one of three tries, each from an empty cache, because a busy machine slows down any one of them."""
+    for _ in range(3):
+        clear_cache()
+        start = time.process_time()
+        assert correct_math([completion], answer=[gold], answer_format="boxed") in ([0.0], [1.0])
+        if time.process_time() - start < 1.0:
+            return True
+    return False
+
+
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_answers_take_less_than_a_second(text: str) -> None:
     same("x^2", "x x")  # loads sympy
     for gold in GOLDS:
         for completion in (text, rf"\boxed{{{text}}}", f"The answer is {text}."):
-            start = time.process_time()
-            assert correct_math([completion], answer=[gold], answer_format="boxed") in ([0.0], [1.0])
-            assert time.process_time() - start < 1.0
+            assert takes_less_than_a_second(completion, gold)
 
 
 TOKENS = st.sampled_from(
