@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from accelerate import Accelerator
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
@@ -134,7 +135,12 @@ def losses(trainer: Any) -> dict[str, float]:
 
     Args:
         trainer: within `train`.
+
+    Raises:
+        TypeError: this version of transformers keeps them in a local variable.
     """
+    if getattr(trainer, "_tr_loss", None) is None:
+        raise TypeError(f"transformers {transformers.__version__} does not tell them; a newer version does")
     return {
         "since_log": trainer._tr_loss.item(),
         "logged": trainer._total_loss_scalar,

@@ -29,7 +29,12 @@ TRL_LACKS: dict[str, list[str]] = {
     "1.15.0": [],
     "1.16.0": [],
 }
-TRANSFORMERS = ("5.2.0", "5.17.0", "5.23.0")
+# Without it a resumed run says that its first logged loss leaves steps out.
+TRANSFORMERS_LACKS: dict[str, list[str]] = {
+    "5.2.0": ["Trainer does not set _tr_loss"],
+    "5.17.0": [],
+    "5.23.0": [],
+}
 
 
 def test_what_is_installed() -> None:
@@ -80,7 +85,7 @@ def test_wheels_of_trl(version: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("version", TRANSFORMERS)
+@pytest.mark.parametrize("version", TRANSFORMERS_LACKS)
 def test_wheels_of_transformers(version: str, tmp_path: Path) -> None:
     found = transformers_violations(from_wheel(wheel("transformers", version, tmp_path), "transformers"))
-    assert found == [], f"transformers {version}: {'; '.join(found)}"
+    assert found == TRANSFORMERS_LACKS[version], f"transformers {version}: {'; '.join(found)}"

@@ -13,6 +13,7 @@ import pytest
 from killed_runs import assert_same, logged, performed
 from tiny_runs import early_letters, largest_difference, make, weights
 
+from grpo_ext import compat
 from grpo_ext.callbacks import CompletionsCallback, MetricsCallback
 from grpo_ext.callbacks.interrupt import REQUEUE
 from grpo_ext.checkpoints import MANIFEST, WORKING, choose, flaw
@@ -294,3 +295,17 @@ def test_sigterm_saves_and_asks_to_be_started_again(
     assert resumed.interrupt.exit_code == 0
     assert [row["step"] for row in logged(tmp_path)] == [1, 2, 3, 4, 4]
     assert sum("train_loss" in row for row in logged(tmp_path)) == 1
+
+
+def test_an_older_transformers_keeps_its_losses(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none(trainer: Any) -> dict[str, float]:
+        raise TypeError("transformers 5.2.0 does not tell them; a newer version does")
+
+    monkeypatch.setattr(compat, "losses", none)
+    make(tiny_folder, tmp_path, save_strategy="steps", save_steps=1, max_steps=1).train()
+    monkeypatch.undo()
+    with caplog.at_level("WARNING", logger="grpo_ext"):
+        make(tiny_folder, tmp_path, save_strategy="no", max_steps=2).train(resume_from_checkpoint="last")
+    assert "without losses since the last log (transformers 5.2.0 does not tell them" in caplog.text
