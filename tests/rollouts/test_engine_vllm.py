@@ -95,8 +95,10 @@ def test_beams_are_unique_and_better_than_samples(engine: EngineRollouts, monkey
         monkeypatch.setattr(engine, "search", Search())
         _, samples, _, _ = engine.generate([prompt] * 64, None, 64)
         monkeypatch.setattr(engine, "search", search)
-        best = max(logps(engine.model, prompt, s, 0.8).sum().item() for s in samples if len(s) == 4)
-        assert max(totals) > best
+        drawn = [logps(engine.model, prompt, s, 0.8).sum().item() for s in samples if len(s) == 4]
+        # One of 64 samples may be the best beam itself
+        assert max(totals) >= max(drawn) - 1e-4
+        assert min(totals) > sum(drawn) / len(drawn)
     # Evaluation is sampled
     _, rows, _, _ = engine.generate([PROMPT] * 64, None, 8)
     assert len({tuple(row) for row in rows}) > 40
