@@ -95,6 +95,7 @@ def _unsloth() -> None:
     os.environ.setdefault(COMPILE_FOLDER, str(compile_folder()))
     try:
         import_module("unsloth")
+    # All that its import was seen to raise: no GPU, a version that does not fit, another package's change
     except (ImportError, NotImplementedError, RuntimeError, AttributeError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ImportError(

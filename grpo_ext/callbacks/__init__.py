@@ -4,7 +4,8 @@ from grpo_ext.callbacks.completions import CompletionsCallback
 from grpo_ext.callbacks.health import STOPPED, HealthCallback, stopped_by
 from grpo_ext.callbacks.interrupt import InterruptCallback
 from grpo_ext.callbacks.metrics import MetricsCallback
-from grpo_ext.callbacks.progress import ProgressBar
+from grpo_ext.callbacks.progress import ProgressBar, without_stock_output
+from grpo_ext.callbacks.rows import forget_logs
 from grpo_ext.callbacks.samples import SampleCallback
 
 __all__ = [
@@ -15,5 +16,7 @@ __all__ = [
     "MetricsCallback",
     "ProgressBar",
     "SampleCallback",
+    "forget_logs",
     "stopped_by",
+    "without_stock_output",
 ]

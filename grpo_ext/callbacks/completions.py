@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from grpo_ext.callbacks.rows import drop_after
+from grpo_ext.callbacks.rows import drop_after, rewrite
 from grpo_ext.groups import Group, Groups
 
 FILE = "completions.jsonl"
@@ -99,7 +99,5 @@ class CompletionsCallback(TrainerCallback):
         of_lines = [json.loads(line)["step"] for line in lines]
         steps = list(dict.fromkeys(of_lines))
         kept = set(steps[::2])
-        partial = self.path.with_name(self.path.name + ".partial")
-        partial.write_text("".join(line for line, step in zip(lines, of_lines, strict=True) if step in kept), "utf-8")
-        partial.replace(self.path)
+        rewrite(self.path, "".join(line for line, step in zip(lines, of_lines, strict=True) if step in kept))
         return len(steps) > 1

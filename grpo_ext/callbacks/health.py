@@ -49,9 +49,7 @@ class HealthCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._begin()
-        if state.global_step == 0 and state.is_world_process_zero:
-            self.path.unlink(missing_ok=True)
-        elif state.is_world_process_zero:
+        if state.is_world_process_zero:
             drop_after(self.path, state.global_step)
         for row in state.log_history:
             if _of_training(row):

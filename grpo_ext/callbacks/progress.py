@@ -3,7 +3,15 @@
 from typing import Any
 
 from tqdm.auto import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 # Logged name to the label in the progress bar. The loss is not among them: its value says nothing here.
 SHOWN = {
@@ -55,3 +63,13 @@ class ProgressBar(TrainerCallback):
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+def without_stock_output(trainer: Trainer) -> None:
+    """Take transformers' own bar and printed logs off a trainer, because a recipe shows its own.
+
+    Args:
+        trainer: made, not yet training.
+    """
+    for stock in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(stock)

@@ -3,6 +3,26 @@
 import json
 from pathlib import Path
 
+# What the callbacks of a recipe write.
+LOGS = ("metrics.jsonl", "completions.jsonl", "health.jsonl")
+
+
+def forget_logs(folder: Path) -> None:
+    """Delete what an earlier run has logged in a folder, also by callbacks that this one does not have.
+
+    Args:
+        folder: of the run that begins.
+    """
+    for name in LOGS:
+        (folder / name).unlink(missing_ok=True)
+
+
+def rewrite(path: Path, text: str) -> None:
+    """Put a text in the place of a file's, under a temporary name until it is whole."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
 
 def drop_after(path: Path, step: int) -> None:
     """Drop what a run that was killed had written after its checkpoint, and a line that the kill cut off.
@@ -20,9 +40,7 @@ def drop_after(path: Path, step: int) -> None:
         lines = list(file)
     kept = [line for line in lines if line.endswith("}\n") and _belongs(json.loads(line), step)]
     if len(kept) < len(lines):
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(path)
+        rewrite(path, "".join(kept))
 
 
 def _belongs(row: dict[str, object], step: int) -> bool:

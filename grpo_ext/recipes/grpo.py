@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import PrinterCallback, ProgressCallback, set_seed
+from transformers import set_seed
 
 from grpo_ext.callbacks import (
     STOPPED,
@@ -22,7 +22,9 @@ from grpo_ext.callbacks import (
     MetricsCallback,
     ProgressBar,
     SampleCallback,
+    forget_logs,
     stopped_by,
+    without_stock_output,
 )
 from grpo_ext.checkpoints import choose
 from grpo_ext.checks import check_output_dir
@@ -107,8 +109,7 @@ def make_trainer(
             HealthCallback(folder / "health.jsonl", args.detectors(), args.stop_on),
         ],
     )
-    for stock in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(stock)
+    without_stock_output(trainer)
     trainer.add_callback(SampleCallback(args.sample_every, trainer.newest_groups))
     if args.completions_mb > 0:
         limit = int(args.completions_mb * 1e6)
@@ -156,11 +157,6 @@ def conditions(argv: Sequence[str], recipe: str, args: RecipeArguments, config: 
     }
 
 
-def _begin_anew(folder: Path) -> None:
-    for name in ("metrics.jsonl", "completions.jsonl"):
-        (folder / name).unlink(missing_ok=True)
-
-
 def main(
     argv: Sequence[str], recipe: str, defaults: Mapping[str, Any], quickstart: Mapping[str, Any] | None = None
 ) -> int:
@@ -185,7 +181,7 @@ def main(
     target = take_over(config)
     checkpoint = choose(config.resume_from_checkpoint, folder)
     if checkpoint is None:
-        _begin_anew(folder)
+        forget_logs(folder)
 
     print(f"Model {args.model_name_or_path}, problems {args.dataset}, results in {folder}", flush=True)
     tests = {name: load_problems(args, "test", args.eval_size, 1, name) for name in args.eval_datasets or ()}

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from datasets import Dataset
 from peft import LoraConfig, TaskType
-from transformers import AutoConfig, AutoModelForSequenceClassification, PrinterCallback, ProgressCallback, set_seed
+from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
 from trl import RewardConfig, RewardTrainer
 
+from grpo_ext.callbacks import without_stock_output
 from grpo_ext.evaluation.estimators import bootstrap_interval
 from grpo_ext.models import load_tokenizer, resolve_model
-from grpo_ext.recipes.supervised import device_options, divides, newest_checkpoint
+from grpo_ext.recipes.supervised import divides, newest_checkpoint, stage_options
 from grpo_ext.report import write_json
 from grpo_ext.rewards.classifiers import agree_on_padding
 from grpo_ext.rewards.reward_model import RECORD, RewardModel, conversation_ids, doubt
@@ -198,25 +199,8 @@ def _classifier(path: str, dtype: str) -> Any:
 
 
 def _trainer(model: Any, tokenizer: Any, rows: Dataset, folder: Path, options: RewardTraining) -> RewardTrainer:
-    micro = options.micro_batch_size or options.batch_size
-    place = device_options(options.precision)
-    config = RewardConfig(
-        output_dir=str(folder),
-        learning_rate=options.learning_rate,
-        num_train_epochs=options.epochs,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=options.batch_size // micro,
-        max_length=None,
-        gradient_checkpointing=not place["use_cpu"],
-        **place,
-        save_strategy="steps" if options.save_steps else "no",
-        save_steps=options.save_steps or 1,
-        save_total_limit=1,
-        seed=options.seed,
-        logging_steps=1,
-        report_to="none",
-        disable_tqdm=True,
-    )
+    shared = stage_options(folder, options)
+    config = RewardConfig(**shared, max_length=None, gradient_checkpointing=not shared["use_cpu"])
     adapter = None
     if options.lora_r:
         adapter = LoraConfig(
@@ -230,8 +214,7 @@ def _trainer(model: Any, tokenizer: Any, rows: Dataset, folder: Path, options: R
     trainer = RewardTrainer(
         model=model, args=config, train_dataset=rows, processing_class=tokenizer, peft_config=adapter
     )
-    for stock in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(stock)
+    without_stock_output(trainer)
     return trainer
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from grpo_ext.callbacks import STOPPED, stopped_by
+from grpo_ext.callbacks import STOPPED, forget_logs, stopped_by
 from grpo_ext.checkpoints import LAST, choose
 from grpo_ext.config import GRPOExtConfig
 from grpo_ext.data.preferences import BUILT_IN, RULE, Preferences, polite_and_brief
@@ -141,8 +141,7 @@ def grpo(run: Run, folder: Path) -> dict[str, Any]:
     config.output_dir = str(folder)
     checkpoint = choose(config.resume_from_checkpoint or LAST, folder)
     if checkpoint is None:
-        for name in ("metrics.jsonl", "completions.jsonl", "health.jsonl"):
-            (folder / name).unlink(missing_ok=True)
+        forget_logs(folder)
     rows = prompts_of(run.preferences.train)
     trainer = make_trainer(policy, tokenizer, rows, args, config, [score])
     test = prompts_of(run.preferences.test)

@@ -12,9 +12,10 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState, is_initialized
 from datasets import Dataset
 from torch import Tensor
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from grpo_ext.callbacks import without_stock_output
 from grpo_ext.recipes.warm_up import worked_batch
 from grpo_ext.rewards.rows import completion_text
 
@@ -68,6 +69,31 @@ def device_options(precision: str | None = None) -> dict[str, bool]:
     return {"use_cpu": use_cpu, "bf16": precision == "bf16", "fp16": precision == "fp16"}
 
 
+def stage_options(folder: Path, options: Any) -> dict[str, Any]:
+    """Fields of `TrainingArguments` that the stages before RL share.
+
+    Args:
+        folder: of the checkpoints.
+        options: `learning_rate`, `epochs`, `batch_size`, `micro_batch_size`, `precision`, `save_steps` and `seed`.
+    """
+    micro = options.micro_batch_size or options.batch_size
+    return {
+        "output_dir": str(folder),
+        "learning_rate": options.learning_rate,
+        "num_train_epochs": options.epochs,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": options.batch_size // micro,
+        **device_options(options.precision),
+        "save_strategy": "steps" if options.save_steps else "no",
+        "save_steps": options.save_steps or 1,
+        "save_total_limit": 1,
+        "seed": options.seed,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
 def chosen_answers(pairs: Dataset) -> Dataset:
     """What a policy is to learn from preference pairs.
 
@@ -111,31 +137,14 @@ def tune(policy: Any, tokenizer: Any, rows: Dataset, folder: Path, options: Supe
     kept = rows.select([place for place, row in enumerate(rows) if _length(tokenizer, row) <= options.max_length])
     if not len(kept):
         raise ValueError(f"none of {len(rows)} chosen answers fits into {options.max_length} tokens.")
-    micro = options.micro_batch_size or options.batch_size
-    config = TrainingArguments(
-        output_dir=str(folder),
-        learning_rate=options.learning_rate,
-        num_train_epochs=options.epochs,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=options.batch_size // micro,
-        **device_options(options.precision),
-        save_strategy="steps" if options.save_steps else "no",
-        save_steps=options.save_steps or 1,
-        save_total_limit=1,
-        seed=options.seed,
-        logging_steps=1,
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-    )
+    config = TrainingArguments(**stage_options(folder, options), remove_unused_columns=False)
 
     def collate(batch: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         given = [row["prompt"] for row in batch], [row["solution"] for row in batch]
         return dict(zip(("input_ids", "attention_mask", "labels"), worked_batch(tokenizer, *given), strict=True))
 
     trainer = Trainer(model=policy, args=config, train_dataset=kept, data_collator=collate, processing_class=tokenizer)
-    for stock in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(stock)
+    without_stock_output(trainer)
     trainer.train(resume_from_checkpoint=newest_checkpoint(folder))
     losses = [float(row["loss"]) for row in trainer.state.log_history if "loss" in row]
     return {"steps": trainer.state.global_step, "losses": losses, "left_out": len(rows) - len(kept)}

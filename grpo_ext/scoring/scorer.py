@@ -63,6 +63,12 @@ def make_head(model: PreTrainedModel, temperature: float, in_float32: bool = Fal
     )
 
 
+def _placed(values: Tensor, here: Tensor) -> Tensor:
+    """(N,) values at the N true places of a mask, 0 elsewhere."""
+    # masked_scatter keeps a batch without a single real token connected to the model, with gradient 0
+    return torch.zeros(here.shape, dtype=values.dtype, device=values.device).masked_scatter(here, values)
+
+
 def score_padded(
     model: Any,
     head: Head,
@@ -101,9 +107,7 @@ def score_padded(
     )
 
     def back(values: Tensor) -> Tensor:
-        # masked_scatter keeps a batch without a single real token connected to the model, with gradient 0
-        full = torch.zeros(here.shape, dtype=values.dtype, device=values.device).masked_scatter(here, values)
-        return torch.nn.functional.pad(full, (0, num_prompt + num_completion - last))
+        return torch.nn.functional.pad(_placed(values, here), (0, num_prompt + num_completion - last))
 
     return back(chosen), None if bits is None else back(bits)
 
@@ -230,12 +234,7 @@ def score_left_aligned(
         entropy,
         entropy_gradient=entropy_gradient,
     )
-
-    def back(values: Tensor) -> Tensor:
-        # As in score_padded
-        return torch.zeros(here.shape, dtype=values.dtype, device=values.device).masked_scatter(here, values)
-
-    return back(chosen), None if bits is None else back(bits)
+    return _placed(chosen, here), None if bits is None else _placed(bits, here)
 
 
 SCORERS: dict[str, Callable[..., tuple[Tensor, Tensor | None]]] = {

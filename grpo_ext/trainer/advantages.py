@@ -70,12 +70,6 @@ class AdvantageTrainer(GroupTrainer):
         columns = (logged["prompt"], logged["completion"], rewards, self.reward_weights.tolist())
         return grouped(*columns, logged["advantages"])
 
-    @property
-    def _plain_tokenizer(self) -> Any:
-        """The tokenizer, which a processor of several kinds of input holds inside."""
-        processor: Any = self.processing_class
-        return getattr(processor, "tokenizer", processor)
-
     def _local(self, rows: int) -> slice:
         """Rows of this process among those of all."""
         return slice(self.accelerator.process_index * rows, (self.accelerator.process_index + 1) * rows)

@@ -29,10 +29,23 @@ EVALUATION = (
 SAME = {"top_k": (None, 0, -1)}
 
 
-class CountedLosses(GRPOTrainer):
-    """Knows how often the configured loss ran, because an override may go past it without a word."""
+class StockTrainer(GRPOTrainer):
+    """TRL's trainer, also over Unsloth's CPU back end, that knows how often the configured loss ran.
 
+    An override may go past that loss without a word.
+
+    Attributes:
+        fuses_loss: whether the loss is Unsloth's own, which scores completions itself.
+    """
+
+    fuses_loss = False
     _losses = 0
+
+    @property
+    def _plain_tokenizer(self) -> Any:
+        """The tokenizer, which a processor of several kinds of input holds inside."""
+        processor: Any = self.processing_class
+        return getattr(processor, "tokenizer", processor)
 
     def _noted(self, loss: Tensor) -> Tensor:
         """The loss, counted.
@@ -46,15 +59,7 @@ class CountedLosses(GRPOTrainer):
         return loss
 
 
-class StockTrainer(CountedLosses):
-    """TRL's trainer, also over Unsloth's CPU back end."""
-
-    def unfused(self) -> str | None:
-        """Why the loss of this run is not Unsloth's fused one, as the end of a sentence, or None where it is."""
-        return "TRL's own trainer has none"
-
-
-class UnslothTrainer(CountedLosses):
+class UnslothTrainer(StockTrainer):
     """Unsloth's generated trainer, which runs its fused loss for TRL's objectives and ours for all others.
 
     Its `compute_loss` never calls `_compute_loss`, scores completions in rows of another width than TRL's, and ignores
@@ -71,6 +76,7 @@ class UnslothTrainer(CountedLosses):
     """
 
     args: GRPOExtConfig
+    _told_of_padding = False
 
     def __init__(self, model: Any, reward_funcs: Any, args: GRPOExtConfig, *rest: Any, **kwargs: Any) -> None:
         if any("_get_per_token_logps" in vars(cls) for cls in type(self).__mro__):
@@ -82,7 +88,6 @@ class UnslothTrainer(CountedLosses):
         for name, value in UNSLOTH_FIELDS.items():
             setattr(args, name, getattr(args, name, value))
         asked = {spec.name: getattr(args, spec.name) for spec in fields(args)}
-        self._fuses = self._told_of_padding = False
         if args.beta != 0.0 and isinstance(model, PeftModel) and REFERENCE not in model.peft_config:
             # TRL's trainer begins so; Unsloth's takes the base model, without what the adapter has learned before
             renew_reference(model, model.active_adapter)
@@ -94,8 +99,8 @@ class UnslothTrainer(CountedLosses):
             tokenizer.padding_side = side
         self._read_back(asked)
         self._check_pad()
-        reason = self.unfused()
-        self._fuses = reason is None
+        reason = self._unfused()
+        self.fuses_loss = reason is None
         logger.info("Loss: %s.", "Unsloth's own, fused" if reason is None else f"ours, because {reason}")
 
     # What goes in
@@ -134,8 +139,7 @@ class UnslothTrainer(CountedLosses):
             setattr(self.args, name, value)
 
     def _check_pad(self) -> None:
-        processor: Any = self.processing_class
-        tokenizer = getattr(processor, "tokenizer", processor)
+        tokenizer = self._plain_tokenizer
         if tokenizer.pad_token_id in self.eos_token_ids:
             raise ValueError(
                 f"The pad token {tokenizer.pad_token!r} also ends a completion, and Unsloth takes what is not padding "
@@ -145,21 +149,22 @@ class UnslothTrainer(CountedLosses):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
-        processor: Any = self.processing_class
-        pad = getattr(processor, "tokenizer", processor).pad_token_id
-        sampled = (output["completion_ids"].eq(pad) & output["completion_mask"].bool()).sum()
-        if self._fuses and sampled and not self._told_of_padding:
+        if not self.fuses_loss or self._told_of_padding:
+            return output
+        pads = output["completion_ids"].eq(self._plain_tokenizer.pad_token_id)
+        sampled = int((pads & output["completion_mask"].bool()).sum())
+        if sampled:
             self._told_of_padding = True
             logger.warning(
                 "Loss: the policy sampled the pad token %d times in a generation, and Unsloth's own loss leaves such "
                 "tokens out; not told again.",
-                int(sampled),
+                sampled,
             )
         return output
 
     # Which way
 
-    def unfused(self) -> str | None:
+    def _unfused(self) -> str | None:
         """Why the loss of this run is not Unsloth's fused one, as the end of a sentence, or None where it is."""
         for name in PASSED_OVER:
             if getattr(type(self), name).__module__.split(".")[0] not in ("grpo_ext", GRPOTrainer.__module__):
@@ -183,7 +188,7 @@ class UnslothTrainer(CountedLosses):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        if not self._fuses:
+        if not self.fuses_loss:
             return self._compute_loss(model, inputs)
         return self._noted(super().compute_loss(model, inputs, return_outputs, num_items_in_batch))
 

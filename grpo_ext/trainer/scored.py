@@ -113,7 +113,7 @@ class ScoredTrainer(VLLMTrainer):
         """Whether our scorer serves this call; with images, sharded weights or router losses TRL's forward does."""
         return not (
             # Unsloth's own loss reads rows of another width
-            (GENERATED and self.unfused() is None)
+            self.fuses_loss
             or compute_aux_loss
             or any(value is not None for value in extra.values())
             or (self.accelerator.device.type != "cpu" and self._scorer == "padded")

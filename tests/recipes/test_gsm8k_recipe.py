@@ -8,43 +8,17 @@ from pathlib import Path
 
 import pytest
 from peft import PeftModel
+from tiny_recipe import words as tiny_words
 from transformers import AutoModelForCausalLM
 
-from grpo_ext.models import tiny_policy
 from grpo_ext.recipes.gsm8k import main
 from grpo_ext.report import read_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def tiny_folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "tiny"
-    model, tokenizer = tiny_policy(seed=0)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def words(model: Path, output: Path, **more: object) -> list[str]:
-    options = {
-        "model_name_or_path": model,
-        "output_dir": output,
-        "dataset": "arithmetic",
-        "dtype": "float32",
-        "bf16": "false",
-        "max_steps": 2,
-        "per_device_train_batch_size": 4,
-        "num_generations": 4,
-        "max_completion_length": 8,
-        "train_size": 16,
-        "eval_size": 4,
-        "sft_steps": 1,
-        "sft_batch_size": 4,
-        "gradient_checkpointing": "false",
-        **more,
-    }
-    return [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    return tiny_words(model, output, **{"sft_steps": 1, "sft_batch_size": 4, **more})
 
 
 def test_leaves_everything_it_promises(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

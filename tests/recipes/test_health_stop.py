@@ -4,44 +4,34 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny_recipe import words
 
-from grpo_ext.models import tiny_policy
 from grpo_ext.recipes.gsm8k import main
 
 
-def test_a_finding_ends_the_recipe_with_its_own_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, tokenizer = tiny_policy(seed=0)
-    model.save_pretrained(tmp_path / "tiny")
-    tokenizer.save_pretrained(tmp_path / "tiny")
+def test_a_finding_ends_the_recipe_with_its_own_code(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "run"
-    options = {
-        "model_name_or_path": tmp_path / "tiny",
-        "output_dir": output,
-        "dataset": "arithmetic",
-        "dtype": "float32",
-        "bf16": "false",
-        "max_steps": 4,
-        "per_device_train_batch_size": 4,
-        "num_generations": 4,
-        "max_completion_length": 4,
-        "train_size": 16,
-        "eval_size": 4,
-        "gradient_checkpointing": "false",
-        "save_strategy": "no",
+    run = words(
+        tiny_folder,
+        output,
+        max_steps=4,
+        max_completion_length=4,
+        save_strategy="no",
         # A random policy is never right, so every group is dead
-        "stop_on": "dead_groups,kl_drift",
-        "health": "dead_groups.window=2",
-    }
-    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-    words += ["truncated_completions=off"]
-    assert main(words) == 3
+        stop_on="dead_groups,kl_drift",
+        health="dead_groups.window=2",
+    )
+    run += ["truncated_completions=off"]
+    assert main(run) == 3
     summary = json.loads((output / "summary.json").read_text())
     assert (summary["stopped_by"], summary["steps"], summary["after"]) == ("dead_groups", 2, None)
     (row,) = [json.loads(line) for line in (output / "health.jsonl").read_text().splitlines()]
     assert (row["step"], row["detector"], row["severity"]) == (2, "dead_groups", "critical")
     assert "samples=0" in capsys.readouterr().err
 
-    assert main([*words, "--resume_from_checkpoint", str(output / "checkpoint-2")]) == 0
+    assert main([*run, "--resume_from_checkpoint", str(output / "checkpoint-2")]) == 0
     summary = json.loads((output / "summary.json").read_text())
     assert (summary["stopped_by"], summary["steps"]) == (None, 4)
     assert len((output / "health.jsonl").read_text().splitlines()) == 1

@@ -22,14 +22,6 @@ from grpo_ext.rewards.calculations import check_calculations
 from grpo_ext.rewards.process_model import ModelReward, load_process_model, written
 
 
-@pytest.fixture
-def tiny_folder(tmp_path: Path) -> Path:
-    model, tokenizer = tiny_policy(seed=0)
-    model.save_pretrained(tmp_path / "tiny")
-    tokenizer.save_pretrained(tmp_path / "tiny")
-    return tmp_path / "tiny"
-
-
 def marked(count: int, seed: int) -> list[Example]:
     """Steps that are good when they hold a z, with a step without a label between them."""
     draw = random.Random(seed)

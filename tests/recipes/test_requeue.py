@@ -6,36 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_recipe import words
 
 from grpo_ext import GRPOExtTrainer
-from grpo_ext.models import tiny_policy
 from grpo_ext.recipes.gsm8k import main
 
 
 def test_sigterm_gives_the_code_to_start_the_same_command_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, tokenizer = tiny_policy(seed=0)
-    model.save_pretrained(tmp_path / "tiny")
-    tokenizer.save_pretrained(tmp_path / "tiny")
     output = tmp_path / "run"
-    options = {
-        "model_name_or_path": tmp_path / "tiny",
-        "output_dir": output,
-        "dataset": "arithmetic",
-        "dtype": "float32",
-        "bf16": "false",
-        "max_steps": 3,
-        "per_device_train_batch_size": 4,
-        "num_generations": 4,
-        "max_completion_length": 4,
-        "train_size": 16,
-        "eval_size": 4,
-        "gradient_checkpointing": "false",
-        "save_strategy": "no",
-        "resume_from_checkpoint": "last",
-    }
-    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    more = {"max_steps": 3, "max_completion_length": 4, "save_strategy": "no", "resume_from_checkpoint": "last"}
+    run = words(tiny_folder, output, **more)
     output.mkdir()
     (output / "metrics.jsonl").write_text('{"step": 1, "of": "an earlier run without a checkpoint"}\n')
     step = GRPOExtTrainer.training_step
@@ -47,10 +29,10 @@ def test_sigterm_gives_the_code_to_start_the_same_command_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(GRPOExtTrainer, "training_step", terminated)
-        assert main(words) == 75
+        assert main(run) == 75
     assert "Stopped at step 2 by SIGTERM." in capsys.readouterr().out
     assert json.loads((output / "summary.json").read_text())["interrupted"]
-    assert main(words) == 0
+    assert main(run) == 0
     summary = json.loads((output / "summary.json").read_text())
     assert (summary["interrupted"], summary["steps"]) == (False, 3)
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]

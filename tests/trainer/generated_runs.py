@@ -152,7 +152,7 @@ def run(side: str, folder: Path, name: str) -> dict[str, Any]:
             for key in ("beta", "temperature", "epsilon_low", "epsilon_high", "loss_type", "scale_rewards", "top_k")
         },
         "side": trainer.processing_class.padding_side,
-        "fused": trainer.unfused() is None,
+        "fused": trainer.fuses_loss,
     }
 
 

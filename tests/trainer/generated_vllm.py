@@ -44,7 +44,7 @@ def run(folder: Path, engine: Any, **way: Any) -> dict[str, Any]:
     logged = [row for row in trainer.state.log_history if "grad_norm" in row]
     return {
         "same_engine": trainer.vllm_generation.llm is engine,
-        "fused": trainer.unfused() is None,
+        "fused": trainer.fuses_loss,
         "apart": [row.get("sampling/sampling_logp_difference/mean") for row in logged],
         "norms": [row["grad_norm"] for row in logged],
     }
