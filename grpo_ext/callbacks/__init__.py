@@ -1,5 +1,6 @@
 """Callbacks of a run: an interrupt that loses nothing, logs on disk, a progress bar, samples to look at, findings."""
 
+from grpo_ext.callbacks.budget import TokenBudget
 from grpo_ext.callbacks.completions import CompletionsCallback
 from grpo_ext.callbacks.health import STOPPED, HealthCallback, stopped_by
 from grpo_ext.callbacks.interrupt import InterruptCallback
@@ -16,6 +17,7 @@ __all__ = [
     "MetricsCallback",
     "ProgressBar",
     "SampleCallback",
+    "TokenBudget",
     "forget_logs",
     "stopped_by",
     "without_stock_output",

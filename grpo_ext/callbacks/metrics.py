@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,17 @@ def peak_memory() -> float | None:
 class MetricsCallback(TrainerCallback):
     """Appends what TRL logs to `metrics.jsonl`, a JSON object a line; values that are no finite number become null.
 
-    Each training step also gets `memory/peak_gib`. A resumed run goes on after the row of its
-    checkpoint, and one that begins at step 0 begins the file.
+    Each training step also gets `memory/peak_gib` and, where it can be asked for, `generated_tokens`. A resumed run
+    goes on after the row of its checkpoint, and one that begins at step 0 begins the file.
+
+    Args:
+        path: the file.
+        generated: gives the tokens of all completions generated so far.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, generated: Callable[[], int] | None = None) -> None:
         self.path = path
+        self._generated = generated
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -53,6 +59,8 @@ class MetricsCallback(TrainerCallback):
         row = {"step": state.global_step, **logs}
         if "reward" in logs:
             row["memory/peak_gib"] = peak_memory()
+            if self._generated is not None:
+                row["generated_tokens"] = self._generated()
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(clean, default=str) + "\n")

@@ -58,8 +58,15 @@ class PolicyArguments(HealthOptions):
         default=16.0, metadata={"help": "Size of completions.jsonl at most, in megabytes; 0: none is kept."}
     )
 
+    max_generated_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Ends training with the step that reaches so many generated tokens; unset: max_steps."},
+    )
+
     def __post_init__(self) -> None:
         HealthOptions.__post_init__(self)
+        if self.max_generated_tokens is not None:
+            at_least("max_generated_tokens", self.max_generated_tokens)
         one_of("backend", self.backend, BACKENDS)
         self.save_format = self.save_format or ["adapter" if self.lora_r else "model"]
         for name in self.save_format:

@@ -22,6 +22,7 @@ from grpo_ext.callbacks import (
     MetricsCallback,
     ProgressBar,
     SampleCallback,
+    TokenBudget,
     forget_logs,
     stopped_by,
     without_stock_output,
@@ -104,12 +105,18 @@ def make_trainer(
         train_dataset=problems,
         processing_class=tokenizer,
         callbacks=[
-            MetricsCallback(folder / "metrics.jsonl"),
             ProgressBar(),
             HealthCallback(folder / "health.jsonl", args.detectors(), args.stop_on),
         ],
     )
     without_stock_output(trainer)
+
+    def generated() -> int:
+        return trainer.generated_tokens
+
+    trainer.add_callback(MetricsCallback(folder / "metrics.jsonl", generated))
+    if args.max_generated_tokens is not None:
+        trainer.add_callback(TokenBudget(args.max_generated_tokens, generated))
     trainer.add_callback(SampleCallback(args.sample_every, trainer.newest_groups))
     if args.completions_mb > 0:
         limit = int(args.completions_mb * 1e6)

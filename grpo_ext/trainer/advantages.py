@@ -24,6 +24,8 @@ class AdvantageTrainer(GroupTrainer):
     _inclusion: tuple[Tensor, ...] | None = None
     _kl_penalty: Tensor | None = None
     beta: float
+    # Tokens of all completions that were generated for training so far, discarded ones too
+    generated_tokens = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -49,6 +51,8 @@ class AdvantageTrainer(GroupTrainer):
             everyone = self._advantages(self._rewards_per_func, self._kl_penalty, groups)
             output["advantages"] = everyone[local]
             self._log_advantages(everyone)
+        if self.model.training:
+            self.generated_tokens += int(self.accelerator.gather(output["completion_mask"].sum()).sum())
         output["group_ids"] = groups[local]
         return output
 

@@ -129,6 +129,7 @@ class ResumableTrainer(IterativeTrainer):
             "order of resampled prompts": (self._order, self._take_up_order),
             "order of prompts": (self._epoch_order, self._take_up_epoch_order),
             "metrics since the last log": (lambda: self._metrics, self._take_up_metrics),
+            "generated tokens": (lambda: self.generated_tokens, self._take_up_generated_tokens),
             "losses since the last log": (lambda: compat.losses(self), self._take_up_later),
             "table of completions": (self._table, self._take_up_table),
             "state of rewards and callbacks": (self._own_states, self._take_up_own_states),
@@ -247,6 +248,9 @@ class ResumableTrainer(IterativeTrainer):
         for mode, values in metrics.items():
             self._metrics[mode].clear()
             self._metrics[mode].update(values)
+
+    def _take_up_generated_tokens(self, count: int) -> None:
+        self.generated_tokens = count
 
     def _take_up_later(self, losses: dict[str, float]) -> None:
         # transformers sets them to zero after this
