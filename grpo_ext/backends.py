@@ -11,14 +11,13 @@ import importlib.util
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
-import yaml
-
 from grpo_ext.flags import flag
 from grpo_ext.folders import cache_root
+from grpo_ext.yaml_file import read_yaml
 
 COMPILE_FOLDER = "UNSLOTH_COMPILE_LOCATION"
 # What the source that Unsloth writes depends on, beside its own environment variables.
@@ -72,10 +71,9 @@ def named_backend(words: Sequence[str]) -> str:
     named, path = flag(words, "backend"), flag(words, "config")
     if named is None and path is not None:
         try:
-            fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
-            fields = None
-        named = fields.get("backend") if isinstance(fields, Mapping) else None
+            named = read_yaml(path).get("backend")
+        except (OSError, ValueError):
+            named = None
     return str(named or "transformers")
 
 

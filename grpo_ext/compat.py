@@ -29,7 +29,9 @@ __all__ = [
     "nanmin",
     "regroup",
     "set_losses",
+    "step_numbers",
     "streamed_weights",
+    "vllm_errors",
     "vllm_generation_from",
 ]
 
@@ -112,6 +114,15 @@ def vllm_generation_from(make: Callable[..., Any]) -> Iterator[None]:
         names["VLLMGeneration"] = stock
 
 
+def vllm_errors() -> tuple[type[Exception], ...]:
+    """What vLLM's client of an engine raises when the engine has died; nothing where vLLM was not imported.
+
+    vLLM exports the two nowhere above this module. It may go when it does.
+    """
+    module = sys.modules.get("vllm.v1.engine.exceptions")
+    return () if module is None else (module.EngineDeadError, module.EngineGenerateError)
+
+
 def load_trained_adapter(model: Any, checkpoint: str | Path) -> None:
     """Load the trained adapter of a checkpoint that holds the reference's adapter as well.
 
@@ -160,6 +171,22 @@ def set_losses(trainer: Any, saved: dict[str, float]) -> None:
     trainer._total_loss_scalar = saved["logged"]
     trainer._globalstep_last_logged = saved["last_log"]
     trainer._initial_global_step = saved["first_step"]
+
+
+def step_numbers(trainer: Any) -> dict[str, Any]:
+    """Numbers of the hosts' trainers that a step changes before its end and that a checkpoint is made from.
+
+    Floating-point operations since they were last added up, and TRL's adaptive entropy bonus. It may go when the hosts
+    change them at the end of a step.
+
+    Args:
+        trainer: within `train`.
+
+    Returns:
+        Name of an attribute to its value.
+    """
+    names = ("current_flos", "entropy_coef", "_last_world_entropy")
+    return {name: value for name in names if (value := getattr(trainer, name, None)) is not None}
 
 
 def streamed_weights(model: Any, accelerator: Accelerator) -> Iterator[tuple[str, Tensor]]:

@@ -1,15 +1,18 @@
 """`GRPOExtConfig`: TRL's `GRPOConfig` with the axes that TRL does not have; None means TRL's own."""
 
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from grpo_ext.checks import at_least, check_limits, check_types
 from grpo_ext.objective import TRL_LOSS_TYPES, Objective
 from grpo_ext.ops.advantages import BASELINES, SCALES
 from grpo_ext.ops.aggregation import AGGREGATIONS
 from grpo_ext.ops.kl import KL_CONTROLLERS, KL_ESTIMATORS
 from grpo_ext.ops.ratios import RATIO_LEVELS
 from grpo_ext.ops.surrogates import SURROGATES, Clipping
+from grpo_ext.rewards.fault_options import RewardFaultOptions
 from grpo_ext.rewards.process_options import ProcessOptions
 from grpo_ext.rollouts.options import RolloutOptions, choice
 from grpo_ext.scoring.attention import BACKENDS
@@ -21,7 +24,7 @@ POLICIES = ("old", "reference")
 
 
 @dataclass
-class GRPOExtConfig(ProcessOptions, RolloutOptions):
+class GRPOExtConfig(RewardFaultOptions, ProcessOptions, RolloutOptions):
     """Everything of `trl.GRPOConfig`, and one field for each axis of the objective.
 
     An own field left at None leaves that choice to TRL's fields (`loss_type`, `scale_rewards`, ...). When no own
@@ -72,11 +75,30 @@ class GRPOExtConfig(ProcessOptions, RolloutOptions):
         default=None,
         metadata={"help": "Tokens that one packed pass may hold; unset: 1.25 times those of a padded micro-batch."},
     )
+    max_skipped_steps: int = field(
+        default=3,
+        metadata={
+            "help": "Optimizer steps in a row that are skipped when the loss or the gradient is not finite; one more "
+            "stops the run."
+        },
+    )
+    max_memory_halvings: int | None = field(
+        default=None,
+        metadata={
+            "help": "Times that the rows of a pass are halved when memory runs out; unset: down to one, 0: never."
+        },
+    )
+    max_failed_saves: int = field(
+        default=2,
+        metadata={"help": "Checkpoints in a row that cannot be written, for want of room; one more stops the run."},
+    )
 
     def __post_init__(self) -> None:
+        check_types(self)
         spellings: dict[Any, str] = {True: "group", False: "none"}  # TRL takes booleans too
         self.scale_rewards = spellings.get(self.scale_rewards, self.scale_rewards)
         self._check_choices()
+        check_limits(self)
         self._check_batch()
         self._share_steps()
         super().__post_init__()
@@ -111,7 +133,8 @@ class GRPOExtConfig(ProcessOptions, RolloutOptions):
         if rows % size:
             per_step = self.per_device_train_batch_size * processes
             fitting = [n for n in range(2, min(rows, 4096) + 1) if rows % n == 0]
-            steps = next(n for n in range(self.gradient_accumulation_steps, size * rows) if per_step * n % size == 0)
+            unit = size // math.gcd(size, per_step)
+            steps = -(-self.gradient_accumulation_steps // unit) * unit
             raise ValueError(
                 f"The generation batch of {rows} completions (per_device_train_batch_size "
                 f"{self.per_device_train_batch_size} x gradient_accumulation_steps {self.gradient_accumulation_steps} "
@@ -159,6 +182,7 @@ class GRPOExtConfig(ProcessOptions, RolloutOptions):
         self.check_resampling()
         self.check_vllm()
         self.check_process()
+        self.check_reward_faults()
         objective = self.objective()
         if objective.kl_estimator == "k1" and objective.kl_in_loss and self.beta != 0.0:
             raise ValueError(
@@ -182,6 +206,8 @@ class GRPOExtConfig(ProcessOptions, RolloutOptions):
             )
         if self.scoring_tokens is not None and self.scoring_tokens < 1:
             raise ValueError(f"`scoring_tokens` is {self.scoring_tokens}; it must be at least 1.")
+        for name in ("max_skipped_steps", "max_memory_halvings", "max_failed_saves"):
+            at_least(name, getattr(self, name) or 0, 0)
         if self.advantage_eps <= 0:
             raise ValueError(f"`advantage_eps` is {self.advantage_eps}; it must be above 0, TRL's value is 1e-4.")
         if not self.uses_own_objective:
@@ -216,6 +242,8 @@ class GRPOExtConfig(ProcessOptions, RolloutOptions):
             self.importance_sampling_level not in TRL_LEVELS
             or self.has_inclusion_weights
             or any(value is not None for value in own)
+            # TRL's loss measures the KL as a mean of means of micro-batches, which moves with their number
+            or self.kl_controller not in (None, "fixed")
         )
 
     @property

@@ -13,6 +13,8 @@ from importlib import import_module
 from typing import Any
 
 from grpo_ext.backends import import_backend, named_backend
+from grpo_ext.faults import FAULTED, RunStopped
+from grpo_ext.visible import visible
 
 # Named and not imported: it pulls in TRL
 GRPO = "grpo_ext.recipes.grpo"
@@ -40,11 +42,13 @@ class _AboveTheBar(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm.auto import tqdm
 
-        tqdm.write(self.format(record), file=sys.stdout)
+        tqdm.write(visible(self.format(record)), file=sys.stdout)
 
 
 def run(main: Callable[[Sequence[str]], int]) -> None:
     """Run a recipe's main and end the process with its code; an expected error becomes one sentence.
+
+    A fault that has stopped a run gives the code `FAULTED`, 70, other errors give 2.
 
     `GRPO_EXT_DEBUG=1` shows the traceback instead.
 
@@ -60,9 +64,12 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
         sys.exit(main(sys.argv[1:]))
     try:
         code = main(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
+    # An option may need a package that is not installed
+    except (ValueError, OSError, ImportError, RunStopped) as error:
+        # A message may repeat what a file or a data set holds; a note says what was saved
+        for line in (f"error: {error}", *getattr(error, "__notes__", ())):
+            print(visible(line), file=sys.stderr)
+        code = FAULTED if isinstance(error, RunStopped) else 2
     sys.exit(code)
 
 

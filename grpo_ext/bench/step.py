@@ -83,7 +83,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             for side, line in lines.items():
                 line.send("go")
                 reports[side].append(_hear(side, line))
-        difference = _gradient_difference(*(torch.load(Path(folder) / f"{side}.pt") for side in SIDES))
+        difference = _gradient_difference(
+            *(torch.load(Path(folder) / f"{side}.pt", weights_only=True) for side in SIDES)
+        )
     sides = {side: _summary(found) for side, found in reports.items()}
     stock, ours = (sides[side] for side in SIDES)
     return {

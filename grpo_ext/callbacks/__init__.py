@@ -3,7 +3,7 @@
 from grpo_ext.callbacks.budget import TokenBudget
 from grpo_ext.callbacks.completions import CompletionsCallback
 from grpo_ext.callbacks.health import STOPPED, HealthCallback, stopped_by
-from grpo_ext.callbacks.interrupt import InterruptCallback
+from grpo_ext.callbacks.interrupt import InterruptCallback, Interrupted
 from grpo_ext.callbacks.metrics import MetricsCallback
 from grpo_ext.callbacks.progress import ProgressBar, without_stock_output
 from grpo_ext.callbacks.rows import forget_logs
@@ -14,6 +14,7 @@ __all__ = [
     "CompletionsCallback",
     "HealthCallback",
     "InterruptCallback",
+    "Interrupted",
     "MetricsCallback",
     "ProgressBar",
     "SampleCallback",

@@ -1,12 +1,13 @@
 """Completions of a run on disk, for its report."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from grpo_ext.callbacks.rows import drop_after, rewrite
+from grpo_ext.callbacks.rows import append, drop_after, rewrite
 from grpo_ext.groups import Group, Groups
 
 FILE = "completions.jsonl"
@@ -87,10 +88,11 @@ class CompletionsCallback(TrainerCallback):
             if index and size > self.limit // STEPS_AT_LEAST:
                 break
             lines.append(line)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(lines))
-        while self.path.stat().st_size > self.limit and self._thin():
-            self._every *= 2
+        if append(self.path, "".join(lines)):
+            # Thinning takes room for a moment, and is tried again with the next rows
+            with suppress(OSError):
+                while self.path.stat().st_size > self.limit and self._thin():
+                    self._every *= 2
 
     def _thin(self) -> bool:
         """Drop every other step; False where only one is left."""

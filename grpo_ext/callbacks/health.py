@@ -10,7 +10,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from grpo_ext.callbacks.rows import drop_after
+from grpo_ext.callbacks.rows import append, drop_after
 from grpo_ext.health import DETECTORS, Detector, Finding, Monitor, at_the_end, at_the_start
 
 logger = logging.getLogger("grpo_ext")
@@ -70,7 +70,8 @@ class HealthCallback(TrainerCallback):
         if not _of_training(logs):
             return
         assert logs is not None
-        findings = self._add(state.global_step, dict(logs))
+        # The row that Trainer keeps: a copy would double what a long run holds
+        findings = self._add(state.global_step, state.log_history[-1])
         if state.is_world_process_zero:
             if len(self._rows) == 1:
                 logger.info("%s", at_the_start(logs))
@@ -81,11 +82,10 @@ class HealthCallback(TrainerCallback):
     def _say(self, findings: list[Finding]) -> None:
         for finding in findings:
             logger.warning("%s", finding)
-        with self.path.open("a", encoding="utf-8") as file:
-            for finding in findings:
-                row = finding.row()
-                row["value"] = row["value"] if math.isfinite(row["value"]) else None
-                file.write(json.dumps(row) + "\n")
+        rows = [finding.row() for finding in findings]
+        for row in rows:
+            row["value"] = row["value"] if math.isfinite(row["value"]) else None
+        append(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def _stop(self, findings: list[Finding], control: TrainerControl) -> None:
         # One process decides, because a process that stops alone leaves the others waiting for it

@@ -15,17 +15,34 @@ INTERRUPTED = 130
 REQUEUE = getattr(os, "EX_TEMPFAIL", 75)
 
 
+class Interrupted(RuntimeError):
+    """The user, a scheduler or a finding stopped a training before its end; a checkpoint was saved.
+
+    Attributes:
+        code: exit code of the recipe.
+    """
+
+    def __init__(self, message: str, code: int = INTERRUPTED) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class InterruptCallback(TrainerCallback):
     """The first Ctrl-C or SIGTERM finishes the running step, saves a checkpoint and stops; the second Ctrl-C at once.
 
-    A scheduler sends SIGTERM some time before SIGKILL; it may do so several times.
+    A scheduler sends SIGTERM some time before SIGKILL; it may do so several times. A training inside a step of another
+    one leaves the signals to that one, which stops when its step is done.
+
+    Args:
+        hints: whether the flag with which the run goes on is printed at its end.
 
     Attributes:
         interrupted: whether the run was stopped in this way.
         terminated: whether it was by SIGTERM.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hints: bool = True) -> None:
+        self.hints = hints
         self.interrupted = False
         self.terminated = False
         self._pressed = False
@@ -42,7 +59,7 @@ class InterruptCallback(TrainerCallback):
         # A trainer that was stopped may be asked to go on
         self.interrupted = self.terminated = self._pressed = False
         # Python delivers signals to the main thread alone
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread() and not _is_taken():
             handlers = {signal.SIGINT: self._handle, signal.SIGTERM: self._terminate}
             self._previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
 
@@ -72,15 +89,33 @@ class InterruptCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.restore()
-        if self.interrupted and state.is_world_process_zero:
+        if self.interrupted and self.hints and state.is_world_process_zero:
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             why = " by SIGTERM" if self.terminated else ""
             print(
                 f"Stopped at step {state.global_step}{why}. Resume with: --resume_from_checkpoint {folder}", flush=True
             )
 
+    def stopped(self, what: str, step: int) -> None:
+        """Say that a training was stopped in this way, where it was.
+
+        Args:
+            what: beginning of the sentence.
+            step: the last one.
+
+        Raises:
+            Interrupted: it was.
+        """
+        if self.interrupted:
+            raise Interrupted(f"{what} was stopped at step {step}.", self.exit_code)
+
     def restore(self) -> None:
         """Give the signals back to whoever had them."""
         for number, previous in self._previous.items():
             signal.signal(number, previous)
         self._previous = {}
+
+
+def _is_taken() -> bool:
+    """Whether another training, which this one is a part of, listens to SIGTERM."""
+    return isinstance(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), InterruptCallback)

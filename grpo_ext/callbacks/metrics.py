@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from grpo_ext.callbacks.rows import drop_after
+from grpo_ext.callbacks.rows import append, drop_after
 
 
 def peak_memory() -> float | None:
@@ -62,5 +62,4 @@ class MetricsCallback(TrainerCallback):
             if self._generated is not None:
                 row["generated_tokens"] = self._generated()
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(clean, default=str) + "\n")
+        append(self.path, json.dumps(clean, default=str) + "\n")

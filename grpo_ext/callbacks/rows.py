@@ -1,7 +1,12 @@
 """Files of a run with a JSON object a line, taken up again where a checkpoint was."""
 
+import errno
 import json
+import logging
+import os
 from pathlib import Path
+
+logger = logging.getLogger("grpo_ext")
 
 # What the callbacks of a recipe write.
 LOGS = ("metrics.jsonl", "completions.jsonl", "health.jsonl")
@@ -17,11 +22,71 @@ def forget_logs(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
+# Files whose last row could not be written
+_unwritten: set[Path] = set()
+
+
+def append(path: Path, text: str) -> bool:
+    """Append rows, all or none: a full disk must neither end a run nor leave half a row.
+
+    Args:
+        path: file, which may not exist.
+        text: whole lines.
+
+    Returns:
+        Whether they are in the file; where not, a sentence in the log says so once.
+    """
+    data = text.encode("utf-8")
+    try:
+        with path.open("ab", buffering=0) as file:
+            end = _cut_half_line(path)
+            try:
+                if file.write(data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                file.truncate(end)
+                raise
+    except OSError as error:
+        if path not in _unwritten:
+            _unwritten.add(path)
+            logger.warning(
+                "Nothing can be written to %s (%s), so rows are left out; the run goes on.", path, error.strerror
+            )
+        return False
+    _unwritten.discard(path)
+    return True
+
+
+def _cut_half_line(path: Path) -> int:
+    """Cut off a line that has no end; returns the size of the file."""
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                end = file.read().rfind(b"\n") + 1
+                file.truncate(end)
+    return end
+
+
 def rewrite(path: Path, text: str) -> None:
-    """Put a text in the place of a file's, under a temporary name until it is whole."""
+    """Put a text in the place of a file's, under a temporary name until it is whole.
+
+    Args:
+        path: file.
+        text: its new content.
+
+    Raises:
+        OSError: the disk is full, for example; the file is as it was.
+    """
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def drop_after(path: Path, step: int) -> None:

@@ -1,10 +1,12 @@
 """Checkpoints that survive a kill: folders that are whole or not there, and the values that a run goes on with."""
 
+from grpo_ext.checkpoints.disk import cut_short, estimated, free, held, size, why_unwritten
 from grpo_ext.checkpoints.folders import (
     LAST,
     MANIFEST,
     TRAINER_STATE,
     WORKING,
+    checkpoints,
     choose,
     flaw,
     publish,
@@ -12,7 +14,7 @@ from grpo_ext.checkpoints.folders import (
     rotate,
     write_manifest,
 )
-from grpo_ext.checkpoints.values import Stateful, pack, unpack
+from grpo_ext.checkpoints.values import Stateful, copied, pack, unpack
 
 __all__ = [
     "LAST",
@@ -20,12 +22,20 @@ __all__ = [
     "TRAINER_STATE",
     "WORKING",
     "Stateful",
+    "checkpoints",
     "choose",
+    "copied",
+    "cut_short",
+    "estimated",
     "flaw",
+    "free",
+    "held",
     "pack",
     "publish",
     "recover",
     "rotate",
+    "size",
     "unpack",
+    "why_unwritten",
     "write_manifest",
 ]

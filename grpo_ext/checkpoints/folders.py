@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from grpo_ext.trust import inside, refuse_unsafe_states
+
 logger = logging.getLogger("grpo_ext")
 
 MANIFEST = "manifest.json"
@@ -82,7 +84,7 @@ def flaw(folder: Path) -> str | None:
     if manifest is None:
         return f"has a {MANIFEST} that is cut off"
     for name, expected in manifest["files"].items():
-        path = folder / name
+        path = inside(folder, name, f"{folder / MANIFEST}")
         if not path.is_file():
             return f"lacks {name}"
         size = path.stat().st_size
@@ -182,7 +184,8 @@ def choose(asked: str | os.PathLike[str] | bool | None, output_dir: str | os.Pat
         is no checkpoint yet, so that a scheduler can give the same command each time.
 
     Raises:
-        ValueError: there is none that could be used.
+        ValueError: there is none that could be used, or one from elsewhere holds what could run code or names files
+            outside of its folder.
     """
     folder = Path(output_dir)
     recover(folder)
@@ -203,7 +206,9 @@ def choose(asked: str | os.PathLike[str] | bool | None, output_dir: str | os.Pat
             )
         older = [path for path in checkpoints(named.parent) if 0 <= _step(path) < _step(named)]
         candidates = [named, *sorted(older, key=_step, reverse=True)]
-    return _first_whole(candidates)
+    chosen = _first_whole(candidates)
+    refuse_unsafe_states(chosen, "resume_from_checkpoint")
+    return chosen
 
 
 def _first_whole(candidates: list[Path]) -> Path:

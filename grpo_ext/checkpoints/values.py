@@ -21,6 +21,25 @@ class Stateful(Protocol):
         ...
 
 
+def copied(value: Any) -> Any:
+    """A value that later changes of its lists, dicts and tensors leave as it is.
+
+    Args:
+        value: what `pack` takes.
+    """
+    match value:
+        case Tensor():
+            return value.detach().clone()
+        case list():
+            return [copied(item) for item in value]
+        case tuple():
+            return tuple(copied(item) for item in value)
+        case Mapping():
+            return {key: copied(item) for key, item in value.items()}
+        case _:
+            return value
+
+
 def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
     """A value as JSON, its tensors taken out.
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import datasets
 
+from grpo_ext.checks.rows import WANTED, prompt_fault
 from grpo_ext.data.rows import asked, picked
 from grpo_ext.data.sources import read_json_lines
 from grpo_ext.rewards.formats import answer_format_named
@@ -49,6 +50,9 @@ def jsonl(
     for row, where in picked(rows, str(path), "file", size, seed):
         given: Any = row[column]
         text = given.strip() if isinstance(given, str) else given if column == "prompt" else None
+        fault = prompt_fault(given) if column == "prompt" else None
+        if fault is not None:
+            raise ValueError(f"{where}: column 'prompt' {fault}; {WANTED}")
         if not text or row["answer"] is None or not str(row["answer"]).strip():
             raise ValueError(f"{where}: columns {column!r} and 'answer' must both hold something.")
         try:

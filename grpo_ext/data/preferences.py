@@ -179,7 +179,8 @@ def load_preferences(
 def _from_hub(name: str) -> dict[str, Any]:
     try:
         return datasets.load_dataset(name)
-    except OSError as error:  # what every failure to reach or find a data set on the hub is
+    # No hub, no such data set there, or one that is a script, which `datasets` never runs
+    except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
             f"`preferences` {name!r} is no file, and the hub did not give a data set of that name ({error}); name a "
             "JSON Lines file, or 'builtin'."

@@ -3,7 +3,8 @@
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow
 
 logger = logging.getLogger(__name__)
 
+SURROGATE = re.compile("[\ud800-\udfff]")
 DATA_FOLDER_VARIABLE = "GRPO_EXT_DATA"
 
 
@@ -48,7 +50,8 @@ def find(
     looked = f"there is no {filename} in {folder}" if folder else f"{DATA_FOLDER_VARIABLE} is not set"
     try:
         rows = datasets.load_dataset(hub, hub_config, split=split)
-    except OSError as error:  # what every failure to reach or find a data set on the hub is
+    # No hub, no such data set there, or one that is a script, which `datasets` never runs
+    except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
             f"{looked}, and the hub did not give the data set {hub!r} ({error}); set {DATA_FOLDER_VARIABLE} to a "
             f"folder that holds {filename}, or run where the hub can be reached."
@@ -74,16 +77,42 @@ def read_json_lines(path: Path, columns: Sequence[str] = ()) -> datasets.Dataset
         ValueError: There are no rows, a line is not a JSON object, or a column is missing.
     """
     with path.open("rb") as lines:
-        rows = list(_rows(path, lines, columns))
+        rows = dict(_rows(path, lines, columns))
     if not rows:
         raise ValueError(f"{path} holds no rows; it needs one JSON object per line.")
     try:
-        return datasets.Dataset.from_list(rows)
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path} mixes types within a column: {error}.") from error
+        return datasets.Dataset.from_list(list(rows.values()))
+    except (pyarrow.ArrowException, UnicodeEncodeError, OverflowError) as error:
+        raise ValueError(f"{path}{_unfit(rows) or f' mixes types within a column: {error}.'}") from error
 
 
-def _rows(path: Path, lines: Iterable[bytes], columns: Sequence[str]) -> Iterable[dict[str, Any]]:
+def _unfit(rows: Mapping[int, Mapping[str, Any]]) -> str | None:
+    """What keeps rows by the numbers of their lines from being a table, as the end of a sentence."""
+    kinds: dict[str, type] = {}
+    for number, row in rows.items():
+        for column, value in row.items():
+            reason = _unstorable(column) or _unstorable(value)
+            if reason is not None:
+                return f", line {number}: column {column!a} has {reason}, which a table cannot hold."
+            kind = float if type(value) is int else type(value)
+            if value is not None and kinds.setdefault(column, kind) is not kind:
+                return (
+                    f" mixes types within a column: line {number}, column {column!r}, holds a {type(value).__name__}, "
+                    "and lines before hold another; write it in one way."
+                )
+    return None
+
+
+def _unstorable(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "half a character (a lone surrogate)" if SURROGATE.search(value) else None
+    if isinstance(value, int):
+        return None if -(2**63) <= value < 2**63 else "an integer beyond 64 bits"
+    parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+    return next((reason for part in parts if (reason := _unstorable(part)) is not None), None)
+
+
+def _rows(path: Path, lines: Iterable[bytes], columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -96,4 +125,4 @@ def _rows(path: Path, lines: Iterable[bytes], columns: Sequence[str]) -> Iterabl
         for column in columns:
             if column not in row:
                 raise ValueError(f"{path}, line {number} has no column {column!r}; it has {', '.join(row) or 'none'}.")
-        yield row
+        yield number, row

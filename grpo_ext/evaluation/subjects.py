@@ -15,6 +15,7 @@ from peft import PeftModel
 
 from grpo_ext.models import load_policy, load_tokenizer, resolve_model
 from grpo_ext.models.policy import agree_on_tokens
+from grpo_ext.trust import refuse_pickles
 
 ADAPTER = "adapter_config.json"
 WEIGHTS = ("*.safetensors", "*.bin", "*.json")
@@ -78,7 +79,10 @@ def subject_named(name: str, base_model: str | None = None) -> Subject:
     """
     folder = _adapter_folder(name)
     if folder is None:
-        return Subject(name, resolve_model(name))
+        path = resolve_model(name)
+        refuse_pickles(path, "model")
+        return Subject(name, path)
+    refuse_pickles(folder, "model")
     try:
         config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
     except ValueError as error:

@@ -60,7 +60,7 @@ def private_words(folder: Path, token: str | None = None, environment: Mapping[s
     Returns:
         The strings to look for.
     """
-    secrets = {value for name, value in environment.items() if name.upper().endswith(SECRET_VARIABLES)}
+    secrets = _secrets(environment)
     folders = [Path.home(), Path.cwd(), Path(tempfile.gettempdir()), folder.absolute(), Path(sys.prefix), cache_root()]
     named = [environment[name] for name in ("HF_HOME", "GRPO_EXT_DATA", "VIRTUAL_ENV") if environment.get(name)]
     paths = {str(path) for path in [*folders, *(path.resolve() for path in folders), *map(Path, named)]}
@@ -71,10 +71,15 @@ def private_words(folder: Path, token: str | None = None, environment: Mapping[s
     host = socket.gethostname()
     names = {account, host, host.partition(".")[0]}
     return Private(
-        tokens=tuple(value for value in {token or "", *secrets} if len(value) >= SHORTEST_SECRET),
+        tokens=tuple(secrets | ({token} if token and len(token) >= SHORTEST_SECRET else set())),
         paths=tuple(sorted((path for path in paths if PurePath(path).is_absolute() and len(path) > 3), key=len))[::-1],
         names=tuple(name for name in names if len(name) >= SHORTEST_NAME and name.lower() not in NOBODY),
     )
+
+
+def _secrets(environment: Mapping[str, str]) -> set[str]:
+    found = {value for name, value in environment.items() if name.upper().endswith(SECRET_VARIABLES)}
+    return {value for value in found if len(value) >= SHORTEST_SECRET}
 
 
 def is_local_path(text: str, private: Private) -> bool:
@@ -103,25 +108,33 @@ def _alone(name: str) -> re.Pattern[str]:
     return re.compile(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", re.IGNORECASE)
 
 
-def without_token(words: Sequence[str]) -> list[str]:
-    """The words of a command line without the hub's token.
+def without_token(words: Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
+    """The words of a command line without the hub's token, and with `_` for other secrets.
 
     Args:
         words: the words after the command.
+        environment: variables whose names end as those of secrets do are secrets.
 
     Returns:
-        The others.
+        The words as a summary may repeat them.
     """
-    return _dropped(words, ("hub_token",))
+    kept = [HUB_TOKEN.sub("_", word) for word in _dropped(words, ("hub_token",))]
+    for secret in _secrets(environment):
+        kept = [word.replace(secret, "_") for word in kept]
+    return kept
 
 
 def _dropped(words: Sequence[str], flags: tuple[str, ...]) -> list[str]:
-    """The words without these flags (or beginnings of flags) and their values."""
+    """The words without these flags (or beginnings of flags) and their values.
+
+    The parser also takes a flag with hyphens, and a beginning of its name that no other flag has.
+    """
     kept: list[str] = []
     dropping = False
     for word in words:
         if word.startswith("--"):
-            dropping = word[2:].startswith(flags)
+            name = word[2:].partition("=")[0].replace("-", "_")
+            dropping = bool(name) and (name.startswith(flags) or any(flag.startswith(name) for flag in flags))
             # The value stands in the same word
             if dropping and "=" in word:
                 dropping = False

@@ -34,6 +34,8 @@ def take_over(config: GRPOExtConfig) -> Target | None:
         OSError: there is no token, or the hub does not accept it.
     """
     if not config.push_to_hub:
+        # Trainer would write it into each checkpoint's training_args.bin
+        config.hub_token = None
         return None
     strategy = HubStrategy(config.hub_strategy)
     if strategy not in STRATEGIES or config.hub_always_push:

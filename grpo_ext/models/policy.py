@@ -9,6 +9,8 @@ import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from grpo_ext.trust import opened
+
 DTYPES: dict[str, torch.dtype | str] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -81,8 +83,8 @@ def _load_weights(
             bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else DTYPES[dtype],
         )
     try:
-        network = AutoModelForCausalLM.from_pretrained(
-            path, revision=revision, trust_remote_code=trust_remote_code, **options
+        network = opened(
+            AutoModelForCausalLM, path, "model", revision=revision, trust_remote_code=trust_remote_code, **options
         )
     except OSError as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

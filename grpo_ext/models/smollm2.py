@@ -77,7 +77,9 @@ def convert(target: Path) -> Path:
 
 def _model(source: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """The file's weights in a model that knows nothing of the file: the one that was read refuses to be saved."""
-    read = AutoModelForCausalLM.from_pretrained(str(source.parent), gguf_file=source.name, dtype=torch.float32)
+    read = AutoModelForCausalLM.from_pretrained(
+        str(source.parent), gguf_file=source.name, trust_remote_code=False, dtype=torch.float32
+    )
     fields = read.config.to_dict()
     for field in ("quantization_config", "_name_or_path", "dtype", "transformers_version"):
         fields.pop(field, None)
@@ -108,7 +110,7 @@ def _tokenizer(source: Path) -> PreTrainedTokenizerBase:
     What transformers makes of the file depends on its version (one takes `<|im_start|>` for the end token), and all
     of them lose the rule that every digit is a token of its own before merging begins.
     """
-    read = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
+    read = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name, trust_remote_code=False)
     parts = json.loads(read.backend_tokenizer.to_str())
     parts["normalizer"] = None
     parts["post_processor"] = None

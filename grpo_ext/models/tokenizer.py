@@ -7,6 +7,8 @@ import re
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from grpo_ext.trust import opened
+
 logger = logging.getLogger(__name__)
 
 # For a base model whose tokenizer brings no template: the messages' texts, one per line.
@@ -73,7 +75,7 @@ def load_tokenizer(
     model: str,
     *,
     revision: str | None = None,
-    trust_remote_code: bool = False,
+    trust_remote_code: bool | None = False,
     chat_template: str | None = None,
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model folder or hub name and prepare it for rollouts.
@@ -81,7 +83,7 @@ def load_tokenizer(
     Args:
         model: folder or hub name, as `resolve_model` returns it.
         revision: branch, tag or commit on the hub.
-        trust_remote_code: whether code that comes with the model may run.
+        trust_remote_code: whether code that comes with the model may run; None: never, whatever the policy's may.
         chat_template: template to use in place of the tokenizer's own, for instance `PLAIN_CHAT_TEMPLATE`.
 
     Returns:
@@ -92,7 +94,7 @@ def load_tokenizer(
         OSError: if there is no tokenizer under that name.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = opened(AutoTokenizer, model, "model", revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise OSError(f"no tokenizer could be loaded from {model!r}: {_first_sentence(error)}") from error
     return prepare_tokenizer(tokenizer, chat_template)

@@ -16,6 +16,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_ext.models.policy import agree_on_tokens, first_gpu, keep_4bit_differentiable
 from grpo_ext.rollouts.vllm.adapters import engine_rank
+from grpo_ext.trust import opened, refuse_pickles
 
 # What Unsloth takes for `use_gradient_checkpointing`; None stands for the first.
 CHECKPOINTING = ("unsloth", True, False)
@@ -59,7 +60,8 @@ def load_unsloth(
             f"use_gradient_checkpointing is {checkpointing!r}, but Unsloth takes 'unsloth', True or False."
         )
     check_engine(fast_inference, gpu_memory_utilization, max_lora_rank, lora_r, on_cpu, revision, trust_remote_code)
-    config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    config = opened(AutoConfig, path, "model", revision=revision, trust_remote_code=trust_remote_code)
+    refuse_pickles(path, "model")
     length = _length(config, max_seq_length)
     number = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
     options: dict[str, Any] = {

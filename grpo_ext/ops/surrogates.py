@@ -143,7 +143,7 @@ def soft(terms: Terms, clipping: Clipping) -> Tensor:
 
 
 def gamma(terms: Terms, clipping: Clipping) -> Tensor:
-    """−sg[φ(W)] A log π(o_t), φ(W) = W^k e^{λ(1−W)}, W = Π_t w_t, k and λ by the sign of A (VESPO).
+    """−sg[φ(W)] A log π(o_t), φ(W) = W^k e^{λ(1−W)}, W = Π_t w_t, k and λ by the sign of A (VESPO 2602.10693).
 
     Logarithms are bounded as in TRL's `vespo`: each token to ±20, the product's to [log 1e-8, 20]; the correction
     for the sampler is part of W.

@@ -1,7 +1,6 @@
 """`grpo-ext plan CONFIG.yaml`: what a config comes to before it runs, in words and numbers."""
 
 import argparse
-import difflib
 import json
 import os
 import re
@@ -12,7 +11,8 @@ from typing import Any
 
 import torch
 
-from grpo_ext.cli import layered
+from grpo_ext.cli import layered, unknown_flag
+from grpo_ext.config import GRPOExtConfig
 from grpo_ext.plan.advice import Case, advise
 from grpo_ext.plan.batch import Batch, batch_of, in_words, nearest
 from grpo_ext.plan.memory import Load, estimate, gigabytes, peak, weights
@@ -93,13 +93,11 @@ def read_values(argv: Sequence[str], processes: int) -> tuple[dict[str, Any], st
     Returns:
         The fields, as they are before the config completes them, and a sentence or None.
     """
-    reader, rest = layered(RecipeArguments, argv, DEFAULTS)
+    reader, rest = layered(RecipeArguments, argv, DEFAULTS, GRPOExtConfig)
     known, unknown = reader.parse_known_args(rest)
     values = vars(known)
     if unknown:
-        near = difflib.get_close_matches(unknown[0].lstrip("-").partition("=")[0], values, n=1)
-        hint = f"did you mean --{near[0]}?" if near else "the recipe's --help lists its flags."
-        raise ValueError(f"`{unknown[0]}` is no flag of `plan` or of the recipe; {hint}")
+        raise ValueError(unknown_flag(unknown[0], values, "`plan` or of the recipe"))
     # One process that has the rows of all stands for them
     whole = ["--per_device_train_batch_size", str(values["per_device_train_batch_size"] * processes)]
     with tempfile.TemporaryDirectory() as folder:

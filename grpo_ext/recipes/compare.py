@@ -18,6 +18,7 @@ from typing import Any
 
 from grpo_ext.checks import at_least, check_output_dir, one_of
 from grpo_ext.cli import parse
+from grpo_ext.hub import without_token
 from grpo_ext.launch import prepare, run
 from grpo_ext.presets import PRESETS
 from grpo_ext.recipes.gsm8k import QUICKSTART
@@ -118,7 +119,7 @@ def one_run(args: argparse.Namespace, variant: str, seed: int, more: Sequence[st
     """
     place = folder(args, variant, seed)
     command = words(args, variant, seed, more)
-    shown = shlex.join(["python", "-m", "grpo_ext.recipes.gsm8k", *command])
+    shown = shlex.join(["python", "-m", "grpo_ext.recipes.gsm8k", *without_token(command)])
     if not is_finished(place, shown):
         place.mkdir(parents=True, exist_ok=True)
         log = place / "log.txt"
@@ -179,7 +180,7 @@ def main(argv: Sequence[str]) -> int:
     pairs = [(variant, seed) for variant in args.variants for seed in args.seeds]
     with ThreadPoolExecutor(args.jobs) as pool:
         outcomes = list(pool.map(lambda pair: one_run(args, pair[0], pair[1], more), pairs))
-    command = shlex.join(["python", "-m", "grpo_ext.recipes.compare", *argv])
+    command = shlex.join(["python", "-m", "grpo_ext.recipes.compare", *without_token(argv)])
     found = Comparison(command, args.generated_tokens, outcomes)
     place = Path(args.output_dir)
     write_json(place / "comparison.json", found.as_json())

@@ -27,11 +27,13 @@ from grpo_ext.evaluation.store import SampleStore
 from grpo_ext.evaluation.subjects import Subject, distinct, subject_named
 from grpo_ext.evaluation.tables import as_json, comparison_as_json, differences_table, notes, results_table, verdicts
 from grpo_ext.evaluation.tasks import ENDING, TASKS, Task, task_named
+from grpo_ext.hub import without_token
 from grpo_ext.launch import run
 from grpo_ext.models.policy import DTYPES
 from grpo_ext.report import versions, write_json
 from grpo_ext.rewards import ANSWER_FORMATS
 from grpo_ext.rollouts.vllm.requests import Sampling
+from grpo_ext.trust import without_password
 
 WIDTH = 110
 
@@ -111,6 +113,8 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
         args.engine = "server"
     if (args.engine == "server") != bool(args.vllm_server_urls):
         raise ValueError("`engine` 'server' and `vllm_server_urls` belong together; name the servers' addresses.")
+    for url in args.vllm_server_urls or ():
+        without_password(url, "vllm_server_urls")
     args.batch_size = args.batch_size or ENGINES[args.engine]
     args.output_dir = args.output_dir or str(Path("runs", "evaluate", Path(args.task).stem))
     return args
@@ -261,7 +265,7 @@ def main(argv: Sequence[str]) -> int:
         "confidence": args.confidence,
         "models": [as_json(result) for result in results],
         "differences": [comparison_as_json(found) for found in comparisons],
-        "command": shlex.join(["python", "-m", "grpo_ext.recipes.evaluate", *argv]),
+        "command": shlex.join(["python", "-m", "grpo_ext.recipes.evaluate", *without_token(argv)]),
         "arguments": vars(args),
         "versions": versions(),
         "python": sys.version.split()[0],

@@ -19,6 +19,7 @@ from grpo_ext.recipes.reward_training import RewardTraining, train_reward_model
 from grpo_ext.rewards.reward_model import RewardModel, load_reward_model
 from grpo_ext.rewards.rows import Completion
 from grpo_ext.rollouts.pairs import make_pairs
+from grpo_ext.trust import inside, opened
 
 # Of the problems drawn for a round, beside those that are trained on, so many in a hundred measure the reward model
 HELD_OUT_PERCENT = 25
@@ -117,7 +118,11 @@ class ReplayedReward:
 
     def restore(self, state: dict[str, Any], trainer: Any) -> None:
         """Take up what `state` gave, and load the model."""
+        output, source = Path(trainer.args.output_dir), "the checkpoint's round.json"
         self._model, self._pairs, self.history = state["reward_model"], list(state["pairs"]), list(state["history"])
+        # The model of the command line may be anywhere, what was made since is in the run's folder
+        for path in [*self._pairs, *({self._model} - {str(self._args.reward_model)})]:
+            inside(output, path, source)
         self._load(trainer)
 
     # Training
@@ -127,7 +132,8 @@ class ReplayedReward:
             return True
         if number > 0:
             return False
-        kinds = AutoConfig.from_pretrained(resolve_model(self._model)).architectures or [""]
+        config = opened(AutoConfig, resolve_model(self._model), "reward_model", trust_remote_code=None)
+        kinds = config.architectures or [""]
         ready = kinds[0].endswith("ForSequenceClassification")
         if not ready and self._args.reward_problems == 0:
             raise ValueError(

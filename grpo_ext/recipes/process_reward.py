@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import AutoModelForTokenClassification, set_seed
-from trl import TrlParser
 
 from grpo_ext.checks import at_least, check_output_dir
-from grpo_ext.cli import run
+from grpo_ext.cli import parse_alone, run
 from grpo_ext.models import load_tokenizer, resolve_model
 from grpo_ext.recipes.problems import load_problems
 from grpo_ext.recipes.process_training import Example, accuracy, train
@@ -30,6 +29,7 @@ from grpo_ext.rewards.process import PROCESS_REWARDS, Tools
 from grpo_ext.rewards.process_model import TAG_FILE, ModelReward
 from grpo_ext.rewards.steps import Step, split_steps
 from grpo_ext.rollouts.solutions import draw_solutions
+from grpo_ext.trust import opened
 
 SOURCES = ("policy", "changed")
 LABELS = tuple(name for name in PROCESS_REWARDS if name != "model")
@@ -150,7 +150,7 @@ def main(argv: Sequence[str]) -> int:
         ValueError: no step could be labelled.
     """
     started = time.time()
-    (args,) = TrlParser((ProcessRewardArguments,)).parse_args_and_config(args=list(argv))
+    args = parse_alone(ProcessRewardArguments, argv)
     folder = Path(args.output_dir)
     check_output_dir(folder)
     set_seed(args.seed)
@@ -167,8 +167,9 @@ def main(argv: Sequence[str]) -> int:
         f"{len(labels)} labelled steps in {len(examples)} solutions, {sum(labels) / len(labels):.1%} good", flush=True
     )
     base = resolve_model(args.base_model or args.model_name_or_path)
-    tokenizer = load_tokenizer(base)
-    model = AutoModelForTokenClassification.from_pretrained(base, num_labels=2, dtype=torch.float32)
+    tokenizer = load_tokenizer(base, trust_remote_code=None)
+    options: dict[str, Any] = {"num_labels": 2, "dtype": torch.float32}
+    model = opened(AutoModelForTokenClassification, base, "base_model", trust_remote_code=None, **options)
     model.config.pad_token_id = tokenizer.pad_token_id
     if torch.cuda.is_available():
         model = model.cuda()

@@ -12,10 +12,10 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import set_seed
-from trl import TrlParser
 
+from grpo_ext.callbacks import Interrupted
 from grpo_ext.checks import at_least, check_output_dir
-from grpo_ext.cli import run
+from grpo_ext.cli import parse_alone, run
 from grpo_ext.data.preferences import Preferences
 from grpo_ext.recipes.preference_options import PreferenceArguments
 from grpo_ext.recipes.problems import load_problems
@@ -96,20 +96,24 @@ def main(argv: Sequence[str]) -> int:
         argv: the words after the command.
 
     Returns:
-        Exit code 0.
+        Exit code: 0, or after Ctrl-C 130 and after SIGTERM 75; the same command goes on.
 
     Raises:
         ValueError: a row is malformed, or there are no pairs.
     """
     started = time.time()
-    (args,) = TrlParser((RewardModelArguments,)).parse_args_and_config(args=list(argv))
+    args = parse_alone(RewardModelArguments, argv)
     folder = Path(args.output_dir)
     check_output_dir(folder)
     set_seed(args.seed)
     pairs, counts = own_pairs(args) if args.preferences == OWN else (args.load(args.seed), None)
     print(f"{len(pairs.train)} pairs to train on, {len(pairs.test)} held out", flush=True)
     base = args.base_model or args.model_name_or_path
-    trained = train_reward_model(base, pairs.train, folder / "model", held_out=pairs.test, options=args.training())
+    try:
+        trained = train_reward_model(base, pairs.train, folder / "model", held_out=pairs.test, options=args.training())
+    except Interrupted as stopped:
+        print(f"{stopped} The same command goes on with it.", flush=True)
+        return stopped.code
     print(told(trained.summary), flush=True)
     summary = {**trained.summary, "problems": counts, "recipe": asdict(args), "versions": versions()}
     summary["seconds"] = round(time.time() - started, 1)

@@ -18,10 +18,11 @@ from trl import RewardConfig, RewardTrainer
 from grpo_ext.callbacks import without_stock_output
 from grpo_ext.evaluation.estimators import bootstrap_interval
 from grpo_ext.models import load_tokenizer, resolve_model
-from grpo_ext.recipes.supervised import divides, newest_checkpoint, stage_options
+from grpo_ext.recipes.supervised import Stage, begun, divides, stage_options
 from grpo_ext.report import write_json
 from grpo_ext.rewards.classifiers import agree_on_padding
 from grpo_ext.rewards.reward_model import RECORD, RewardModel, conversation_ids, doubt
+from grpo_ext.trust import opened
 
 
 @dataclass(frozen=True)
@@ -104,13 +105,14 @@ def train_reward_model(
     Raises:
         OSError: there is no such model.
         ValueError: no pair can be trained on, or the classifier has several outputs.
+        Interrupted: Ctrl-C or SIGTERM; the same call goes on.
     """
     started, options, folder = time.time(), options or RewardTraining(), Path(output_dir)
     record = folder / RECORD
     if record.is_file():
         return TrainedReward(folder, json.loads(record.read_text(encoding="utf-8")))
     path = resolve_model(model_or_path)
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path, trust_remote_code=None)
     set_seed(options.seed)
     model = _classifier(path, options.dtype)
     agree_on_padding(model, tokenizer)
@@ -120,8 +122,10 @@ def train_reward_model(
     if not any(fits):
         raise ValueError(f"none of {len(rows)} pairs fits into `max_length` {options.max_length} tokens.")
     kept = Dataset.from_list([row for row, fit in zip(rows, fits, strict=True) if fit])
+    checkpoint = begun(folder / "checkpoints")
     trainer = _trainer(model, tokenizer, kept, folder / "checkpoints", options)
-    trainer.train(resume_from_checkpoint=newest_checkpoint(folder / "checkpoints"))
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.interrupt.stopped("Training of the reward model", trainer.state.global_step)
 
     model = trainer.accelerator.unwrap_model(trainer.model)
     if options.lora_r:
@@ -186,19 +190,22 @@ def pair_ids(pairs: Dataset, tokenizer: Any) -> list[dict[str, list[int]]]:
 
 
 def _classifier(path: str, dtype: str) -> Any:
-    config = AutoConfig.from_pretrained(path)
+    config = opened(AutoConfig, path, "base_model", trust_remote_code=None)
     names = config.architectures or ["a bare configuration"]
     if names[0].endswith("ForSequenceClassification") and config.num_labels != 1:
         raise ValueError(
             f"`{path}` is a classifier with {config.num_labels} labels; a reward model has one output, so begin with "
             "a causal language model or a classifier with num_labels=1."
         )
-    return AutoModelForSequenceClassification.from_pretrained(
-        path, num_labels=1, dtype=getattr(torch, dtype), use_safetensors=True
-    )
+    options = {"num_labels": 1, "dtype": getattr(torch, dtype)}
+    return opened(AutoModelForSequenceClassification, path, "base_model", trust_remote_code=None, **options)
 
 
-def _trainer(model: Any, tokenizer: Any, rows: Dataset, folder: Path, options: RewardTraining) -> RewardTrainer:
+class RewardStage(Stage, RewardTrainer):
+    """TRL's `RewardTrainer` with whole checkpoints."""
+
+
+def _trainer(model: Any, tokenizer: Any, rows: Dataset, folder: Path, options: RewardTraining) -> RewardStage:
     shared = stage_options(folder, options)
     config = RewardConfig(**shared, max_length=None, gradient_checkpointing=not shared["use_cpu"])
     adapter = None
@@ -211,7 +218,7 @@ def _trainer(model: Any, tokenizer: Any, rows: Dataset, folder: Path, options: R
             target_modules="all-linear",
             bias="none",
         )
-    trainer = RewardTrainer(
+    trainer = RewardStage(
         model=model, args=config, train_dataset=rows, processing_class=tokenizer, peft_config=adapter
     )
     without_stock_output(trainer)

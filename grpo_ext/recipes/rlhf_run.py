@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from grpo_ext.callbacks import Interrupted
 from grpo_ext.checks import at_least, check_output_dir, one_of
 from grpo_ext.cli import parse
 from grpo_ext.hub import push_run, take_over, without_token
 from grpo_ext.recipes.arguments import DEFAULTS, PolicyArguments
 from grpo_ext.recipes.preference_options import PreferenceArguments
-from grpo_ext.recipes.rlhf_stages import STAGES, Interrupted, Run
+from grpo_ext.recipes.rlhf_stages import STAGES, Run
 from grpo_ext.report import changed_fields, hardware, versions, write_json
 
 # What runs when nothing is asked for: two cores, a real pretrained model, the built-in pairs.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from grpo_ext.callbacks import STOPPED, forget_logs, stopped_by
+from grpo_ext.callbacks import STOPPED, Interrupted, forget_logs, stopped_by
 from grpo_ext.checkpoints import LAST, choose
 from grpo_ext.config import GRPOExtConfig
 from grpo_ext.data.preferences import BUILT_IN, RULE, Preferences, polite_and_brief
@@ -20,18 +20,6 @@ from grpo_ext.recipes.supervised import Supervised, chosen_answers, tune
 from grpo_ext.report import learning_curve
 from grpo_ext.rewards.reward_model import RECORD, RewardModel, load_reward_model
 from grpo_ext.rollouts.solutions import draw_solutions
-
-
-class Interrupted(RuntimeError):
-    """The user, or a finding named in `stop_on`, stopped a stage; a checkpoint was saved.
-
-    Attributes:
-        code: exit code of the recipe.
-    """
-
-    def __init__(self, message: str, code: int = 130) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 @dataclass
@@ -149,9 +137,7 @@ def grpo(run: Run, folder: Path) -> dict[str, Any]:
     # A checkpoint is loaded by `train`, so this is the policy as the stage found it also when it is resumed
     before = measured(policy, tokenizer, test, score, run)
     trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.interrupt.interrupted:
-        code = trainer.interrupt.exit_code
-        raise Interrupted(f"Stage grpo was stopped at step {trainer.state.global_step}.", code)
+    trainer.interrupt.stopped("Stage grpo", trainer.state.global_step)
     if (finding := stopped_by(trainer)) is not None:
         raise Interrupted(f"Stage grpo was stopped at step {finding.step} by {finding.detector}.", STOPPED)
     save_policy(policy, tokenizer, folder, args.save_format or ())

@@ -40,6 +40,9 @@ class SampledArguments:
     batch_size: int = field(default=16, metadata={"help": "Rows an optimiser step."})
     learning_rate: float = field(default=2e-5, metadata={"help": "Of AdamW; DeepSeekMath sec. 4.2: 2e-5."})
     seed: int = field(default=0, metadata={"help": "Of everything that is drawn."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Let code that comes with the policy run; with the classifier's, never."}
+    )
 
     def check_sampled(self, *chosen: str) -> None:
         """Refuse counts below one and names that are no choice.
@@ -58,7 +61,8 @@ class SampledArguments:
 
 def open_sampler(args: SampledArguments) -> tuple[Any, Any]:
     """The policy in evaluation mode, warmed up in memory where that is asked for, and its tokenizer."""
-    policy, tokenizer = load_policy(resolve_model(args.model_name_or_path), dtype="float32", lora_r=0)
+    path, trust = resolve_model(args.model_name_or_path), args.trust_remote_code
+    policy, tokenizer = load_policy(path, dtype="float32", lora_r=0, trust_remote_code=trust)
     if args.sft_steps:
         worked = load_problems(args, "train", args.sft_steps * WARM_UP_ROWS, seed=1000 + args.seed)
         warm_up(policy, tokenizer, worked, args.sft_steps, WARM_UP_ROWS, 3e-4)

@@ -12,12 +12,13 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState, is_initialized
 from datasets import Dataset
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import TrainingArguments
 
 from grpo_ext.callbacks import without_stock_output
+from grpo_ext.checkpoints import LAST
 from grpo_ext.recipes.warm_up import worked_batch
 from grpo_ext.rewards.rows import completion_text
+from grpo_ext.trainer.saving import WholeCheckpoints
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def stage_options(folder: Path, options: Any) -> dict[str, Any]:
         **device_options(options.precision),
         "save_strategy": "steps" if options.save_steps else "no",
         "save_steps": options.save_steps or 1,
-        "save_total_limit": 1,
+        # One to go on from where the newest is torn
+        "save_total_limit": 2,
         "seed": options.seed,
         "logging_steps": 1,
         "report_to": "none",
@@ -113,9 +115,19 @@ def chosen_answers(pairs: Dataset) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def newest_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint in a folder that may not exist."""
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+def begun(folder: Path) -> str | None:
+    """What a stage resumes from: its newest whole checkpoint, or nothing where it has not begun.
+
+    Args:
+        folder: of the checkpoints; a trainer makes it when it is made.
+    """
+    return LAST if folder.is_dir() else None
+
+
+class Stage(WholeCheckpoints):
+    """A trainer of a stage before RL, whose recipe says how it goes on."""
+
+    hints_at_resume = False
 
 
 def tune(policy: Any, tokenizer: Any, rows: Dataset, folder: Path, options: Supervised) -> dict[str, Any]:
@@ -133,6 +145,7 @@ def tune(policy: Any, tokenizer: Any, rows: Dataset, folder: Path, options: Supe
 
     Raises:
         ValueError: every row is too long.
+        Interrupted: Ctrl-C or SIGTERM; the same call goes on.
     """
     kept = rows.select([place for place, row in enumerate(rows) if _length(tokenizer, row) <= options.max_length])
     if not len(kept):
@@ -143,9 +156,11 @@ def tune(policy: Any, tokenizer: Any, rows: Dataset, folder: Path, options: Supe
         given = [row["prompt"] for row in batch], [row["solution"] for row in batch]
         return dict(zip(("input_ids", "attention_mask", "labels"), worked_batch(tokenizer, *given), strict=True))
 
-    trainer = Trainer(model=policy, args=config, train_dataset=kept, data_collator=collate, processing_class=tokenizer)
+    checkpoint = begun(folder)
+    trainer = Stage(model=policy, args=config, train_dataset=kept, data_collator=collate, processing_class=tokenizer)
     without_stock_output(trainer)
-    trainer.train(resume_from_checkpoint=newest_checkpoint(folder))
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.interrupt.stopped("Supervised tuning", trainer.state.global_step)
     losses = [float(row["loss"]) for row in trainer.state.log_history if "loss" in row]
     return {"steps": trainer.state.global_step, "losses": losses, "left_out": len(rows) - len(kept)}
 

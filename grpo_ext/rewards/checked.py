@@ -17,7 +17,13 @@ _WAY_OUT = "return one finite number per completion, and None for a completion t
 _LARGEST = torch.finfo(torch.float32).max  # TRL holds rewards in float32, where anything larger is infinite
 
 
-def checked(func: RewardFunction | torch.nn.Module | str) -> RewardFunction | torch.nn.Module | str:
+class BadRewards(ValueError):
+    """What a reward function returned is not one number or `None` per completion."""
+
+
+def checked(
+    func: RewardFunction | torch.nn.Module | str, finite: bool = True
+) -> RewardFunction | torch.nn.Module | str:
     """Wrap a reward function so that what it returns is checked row by row.
 
     The wrapper keeps the function's name, under which TRL logs it, and is a coroutine function when the function is
@@ -26,11 +32,12 @@ def checked(func: RewardFunction | torch.nn.Module | str) -> RewardFunction | to
 
     Args:
         func: An entry of TRL's `reward_funcs`.
+        finite: Whether NaN and infinity are refused; the trainer takes them for rows that could not be scored.
 
     Returns:
-        A function with the same arguments that returns a list of B floats or `None`s. It raises a `ValueError` that
-        names the reward function, the row and what was found when the return value is not a list, tuple, tensor or
-        array with one entry per completion, or holds anything but finite numbers and `None`.
+        A function with the same arguments that returns a list of B floats or `None`s. It raises a `BadRewards`, which
+        is a `ValueError`, that names the reward function, the row and what was found when the return value is not a
+        list, tuple, tensor or array with one entry per completion, or holds anything but finite numbers and `None`.
 
     Raises:
         TypeError: `func` is neither callable nor the name of a model.
@@ -47,12 +54,12 @@ def checked(func: RewardFunction | torch.nn.Module | str) -> RewardFunction | to
     if inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(inner.__call__):
 
         async def wrapper(*args: Any, **kwargs: Any) -> list[float | None]:
-            return _validated(name, await func(*args, **kwargs), _rows(name, args, kwargs))
+            return validated(name, await func(*args, **kwargs), _rows(name, args, kwargs), finite)
 
     else:
 
         def wrapper(*args: Any, **kwargs: Any) -> list[float | None]:  # type: ignore[misc]
-            return _validated(name, func(*args, **kwargs), _rows(name, args, kwargs))
+            return validated(name, func(*args, **kwargs), _rows(name, args, kwargs), finite)
 
     # The attributes of an instance are its state, those of a function may be read by whoever is given the function.
     updated = ("__dict__",) if isinstance(inner, types.FunctionType) else ()
@@ -71,24 +78,37 @@ def _rows(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     return len(args[0])
 
 
-def _validated(name: str, returned: Any, rows: int) -> list[float | None]:
-    """Turn what a reward function returned into a list of floats and `None`s, or raise."""
+def validated(name: str, returned: Any, rows: int, finite: bool = True) -> list[float | None]:
+    """Turn what a reward function returned into a list of floats and `None`s.
+
+    Args:
+        name: of the function.
+        returned: what it returned.
+        rows: completions that it was given, B.
+        finite: whether NaN and infinity are refused.
+
+    Returns:
+        B floats or `None`s.
+
+    Raises:
+        BadRewards: it is something else.
+    """
     if isinstance(returned, torch.Tensor | np.ndarray):
         if returned.ndim != 1:
             shape = tuple(returned.shape)
-            raise ValueError(f"reward function {name!r} returned an array of shape {shape}, not ({rows},); {_WAY_OUT}")
+            raise BadRewards(f"reward function {name!r} returned an array of shape {shape}, not ({rows},); {_WAY_OUT}")
         returned = returned.tolist()
     if not isinstance(returned, Sequence) or isinstance(returned, str | bytes):
-        raise ValueError(f"reward function {name!r} returned {_brief(returned)} instead of a list; {_WAY_OUT}")
+        raise BadRewards(f"reward function {name!r} returned {_brief(returned)} instead of a list; {_WAY_OUT}")
     if len(returned) != rows:
-        raise ValueError(
+        raise BadRewards(
             f"reward function {name!r} returned {len(returned)} rewards for {rows} completions (row "
             f"{min(len(returned), rows)} is the first without a counterpart); {_WAY_OUT}"
         )
-    return [_number(name, row, value) for row, value in enumerate(returned)]
+    return [_number(name, row, value, finite) for row, value in enumerate(returned)]
 
 
-def _number(name: str, row: int, value: Any) -> float | None:
+def _number(name: str, row: int, value: Any, finite: bool) -> float | None:
     """Turn one reward into a float, leaving `None` as it is, or raise."""
     if value is None:
         return None
@@ -99,9 +119,9 @@ def _number(name: str, row: int, value: Any) -> float | None:
             reward = float(number)
         except OverflowError:
             reward = math.inf
-        if abs(reward) <= _LARGEST:  # false for NaN as well
+        if abs(reward) <= _LARGEST or not finite:  # the first is false for NaN as well
             return reward
-    raise ValueError(f"reward function {name!r} returned {_brief(value)} for row {row}; {_WAY_OUT}")
+    raise BadRewards(f"reward function {name!r} returned {_brief(value)} for row {row}; {_WAY_OUT}")
 
 
 def _brief(value: Any) -> str:

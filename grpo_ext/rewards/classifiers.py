@@ -1,12 +1,13 @@
 """What the rewards from classifiers share: safe loading, one pad token, chunks of rows of about the same length."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
+
+from grpo_ext.trust import opened, refuse_pickles
 
 Row = TypeVar("Row")
 
@@ -98,8 +99,8 @@ def load_classifier(
         raise ValueError(f"`{field}` {name!r} cannot be loaded in 8 bit and in 4 bit; choose one of the two.")
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ValueError(f"`dtype` is {dtype!r}; it must be auto, bfloat16, float16 or float32.")
-    _refuse_pickle(name, field)
-    names = AutoConfig.from_pretrained(name, trust_remote_code=False).architectures or ["a bare configuration"]
+    refuse_pickles(name, field)
+    names = opened(AutoConfig, name, field, trust_remote_code=None).architectures or ["a bare configuration"]
     auto = next((auto for ending, auto in kinds.items() if names[0].endswith(ending)), None)
     if auto is None:
         wanted = " or ".join(ending.removeprefix("For").removesuffix("Classification").lower() for ending in kinds)
@@ -118,18 +119,9 @@ def load_classifier(
             bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else options["dtype"],
             llm_int8_skip_modules=HEADS,
         )
-    model = auto.from_pretrained(name, trust_remote_code=False, use_safetensors=True, **options)
+    model = opened(auto, name, field, trust_remote_code=None, **options)
     if not (load_in_8bit or load_in_4bit):
         model = model.to(device)
-    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    tokenizer = opened(AutoTokenizer, name, field, trust_remote_code=None)
     agree_on_padding(model, tokenizer)
     return model.eval(), tokenizer
-
-
-def _refuse_pickle(name: str, field: str) -> None:
-    folder = Path(name)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
-        raise ValueError(
-            f"`{field}` {name!r} holds its weights in a .bin file, which can run code when it is read; save the model "
-            "again with `save_pretrained`, which writes safetensors."
-        )

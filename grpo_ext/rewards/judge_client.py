@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from grpo_ext.trust import open_url
+
 logger = logging.getLogger(__name__)
 
 MAX_REPLY_BYTES = 2**20
@@ -37,13 +39,6 @@ class _Retryable(JudgeError):
     def __init__(self, message: str, wait: float | None = None) -> None:
         super().__init__(message)
         self.wait = wait
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another host."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
 
 
 @dataclass
@@ -193,7 +188,7 @@ class Endpoint:
         request = urllib.request.Request(url, json.dumps(self.body(text)).encode(), headers, method="POST")
         end = time.monotonic() + self.timeout
         try:
-            with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout) as response:
+            with open_url(request, self.timeout) as response:
                 raw = self._read(response, end)
         except urllib.error.HTTPError as error:
             with error:

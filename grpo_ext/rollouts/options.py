@@ -8,6 +8,7 @@ from typing import Any
 from grpo_ext.compat import TRLConfig
 from grpo_ext.rollouts.strategies import SEARCHES, GroupSize
 from grpo_ext.rollouts.vllm.requests import REFUSED_STRATEGIES
+from grpo_ext.trust import without_password
 
 RESAMPLING = ("dynamic_sampling", "adaptive_group_size")
 SYNCS = ("merged", "adapter")
@@ -186,6 +187,11 @@ class RolloutOptions(TRLConfig):
                     "row of a group the same completion; use group_generation='beam'."
                 )
         if self.group_generation == "sampling":
+            if self.num_beams is not None:
+                raise ValueError(
+                    f"`num_beams` is {self.num_beams}, but group_generation='sampling' searches with no beams; leave "
+                    f"it unset, or set group_generation to one of: {', '.join(SEARCHES)}."
+                )
             return
         size, name = self.group_size(), self.group_generation
         mixed = name == "beam+sampling"
@@ -194,7 +200,7 @@ class RolloutOptions(TRLConfig):
                 f"`num_beams` is {self.num_beams}; with group_generation={name!r} and num_generations="
                 f"{size.completions} it must be {'below' if mixed else 'at least'} {size.completions}."
             )
-        if name == "diverse_beam" and (size.beams % size.beam_groups or size.beam_groups < 1):
+        if name == "diverse_beam" and (size.beam_groups < 1 or size.beams % size.beam_groups):
             raise ValueError(
                 f"`num_beam_groups` is {size.beam_groups}; it must divide the {size.beams} beams of the search."
             )
@@ -270,6 +276,7 @@ class RolloutOptions(TRLConfig):
         for url in self.vllm_server_urls or []:
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"`vllm_server_urls` has {url!r}; an address begins with http:// or https://.")
+            without_password(url, "vllm_server_urls")
         if len(set(self.vllm_server_urls or [])) < len(self.vllm_server_urls or []):
             raise ValueError("`vllm_server_urls` names a server twice; it would get two shares of the prompts.")
         if self.vllm_request_timeout <= 0:

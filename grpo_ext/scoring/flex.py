@@ -26,8 +26,8 @@ class FlexTree:
 
     @staticmethod
     def serves(device: torch.device) -> bool:
-        """Whether it runs on a device."""
-        return True
+        """Whether training runs on a device: on a CPU flex attention has no backward pass."""
+        return device.type != "cpu"
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))

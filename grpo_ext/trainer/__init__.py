@@ -1,13 +1,13 @@
 """`GRPOExtTrainer`: a drop-in for `trl.GRPOTrainer`, made of short overrides that hand over to the rooms below."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from grpo_ext import compat
-from grpo_ext.callbacks import InterruptCallback
-from grpo_ext.checks import check_dataset, check_output_dir, check_reward_columns
+from grpo_ext.checks import check_dataset, check_given, check_output_dir, check_reward_columns, check_size
 from grpo_ext.config import GRPOExtConfig
 from grpo_ext.objective import Batch
 from grpo_ext.ops.advantages import effective_samples, weight_sums
@@ -15,6 +15,7 @@ from grpo_ext.ops.aggregation import Window
 from grpo_ext.ops.kl import KL_CONTROLLERS
 from grpo_ext.ops.masking import masked_sum
 from grpo_ext.rewards.checked import checked
+from grpo_ext.rollouts.checked import checked_rollouts
 from grpo_ext.trainer.grouped import row_weights
 from grpo_ext.trainer.resume import STATE_FILE
 from grpo_ext.trainer.saving import SavingTrainer
@@ -42,22 +43,26 @@ class GRPOExtTrainer(SavingTrainer):
         args = GRPOExtConfig(output_dir="grpo_ext_output") if args is None else args
         if not isinstance(args, GRPOExtConfig):
             raise TypeError(f"`args` is a {type(args).__name__}; GRPOExtTrainer takes a grpo_ext.GRPOExtConfig.")
-        check_output_dir(args.output_dir)
         # Fourth and fifth in TRL's signature; an environment may own the prompts
         given = {**dict(zip(("train_dataset", "eval_dataset"), rest, strict=False)), **kwargs}
         for name in ("train_dataset", "eval_dataset"):
             check_dataset(given.get(name), name, args.group_by, prompt=kwargs.get("environment_factory") is None)
+        check_size(given.get("train_dataset"), "train_dataset", args.generation_batch_size // args.num_generations)
+        check_given(args, model, given)
+        check_output_dir(args.output_dir)
+        if kwargs.get("rollout_func") is not None:
+            kwargs["rollout_func"] = checked_rollouts(kwargs["rollout_func"])
         if reward_funcs is not None:
             many = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
             # A rollout function may add columns of its own
             if kwargs.get("rollout_func") is None:
                 check_reward_columns(many, given.get("train_dataset"), "train_dataset")
-            reward_funcs = [checked(function) for function in many]
+            reward_funcs = [checked(function, finite=False) for function in many]
         self._objective = args.objective()
         self._loss_is_checked = False
+        # Sum of the KL over the tokens of the step, and their number, of all processes
+        self._kl_of_step: Tensor | float = 0.0
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
-        self.interrupt = InterruptCallback()
-        self.add_callback(self.interrupt)
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         before = self._buffered_inputs
@@ -183,6 +188,8 @@ class GRPOExtTrainer(SavingTrainer):
             weight = mask if value.size(1) > 1 else torch.ones_like(value)
             totals = torch.stack([masked_sum(value, weight), weight.sum().to(value.dtype)])
             totals = self.accelerator.reduce(totals, reduction="sum")
+            if name == "kl" and self.model.training:
+                self._kl_of_step = self._kl_of_step + totals
             label = f"{name}_mean" if name.startswith("clip_ratio/") else name
             metrics[label].append((totals[0] / totals[1].clamp(min=1.0)).item())
             if name in ("clip_ratio/low", "clip_ratio/high"):
@@ -198,15 +205,21 @@ class GRPOExtTrainer(SavingTrainer):
         if not self._loss_is_checked:
             self._loss_is_checked = True
             self._check_loss_ran(self._losses - before)
-        controller = self.args.kl_controller
-        if controller not in (None, "fixed") and self.accelerator.sync_gradients:
-            measured = self._metrics["train"]["kl"][-self.args.gradient_accumulation_steps :]
-            if measured:
-                self.beta = KL_CONTROLLERS[controller](
-                    self.beta, sum(measured) / len(measured), float(self.args.kl_target or 0.0)
-                )
-            self._metrics["train"]["beta"].append(self.beta)
+        if self.accelerator.sync_gradients:
+            self._follow_kl()
         return loss
+
+    def _follow_kl(self) -> None:
+        """Move beta by the KL a token of the step's rows, however they were split."""
+        measured, self._kl_of_step = self._kl_of_step, 0.0
+        controller = self.args.kl_controller
+        if controller in (None, "fixed") or isinstance(measured, float):
+            return
+        kl = (measured[0] / measured[1].clamp(min=1.0)).item()
+        # Such a step is skipped, and beta would never be a number again
+        if math.isfinite(kl):
+            self.beta = KL_CONTROLLERS[controller](self.beta, kl, float(self.args.kl_target or 0.0))
+        self._metrics["train"]["beta"].append(self.beta)
 
     def _check_loss_ran(self, times: int) -> None:
         """After the first micro-batch. With nothing set on TRL's own trainer the loss is a subclass's to replace."""
@@ -216,9 +229,3 @@ class GRPOExtTrainer(SavingTrainer):
                 f"else was trained: something replaced `_compute_loss` or `compute_loss` of {type(self).__name__}; "
                 "remove that override."
             )
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super().train(*args, **kwargs)
-        finally:
-            self.interrupt.restore()

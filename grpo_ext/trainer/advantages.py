@@ -12,10 +12,10 @@ from grpo_ext.ops.advantages import SCALES, advantages, advantages_per_reward
 from grpo_ext.ops.inclusion import advantages_without_replacement
 from grpo_ext.ops.kl import KL_ESTIMATORS
 from grpo_ext.ops.masking import masked_sum
-from grpo_ext.trainer.grouped import GroupTrainer
+from grpo_ext.trainer.guarded import GuardedTrainer
 
 
-class AdvantageTrainer(GroupTrainer):
+class AdvantageTrainer(GuardedTrainer):
     """Replaces TRL's advantages where the config asks for others, and marks the group of each row."""
 
     _objective: Objective

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from grpo_ext.rollouts.local import LocalGroups, undecodable
 from grpo_ext.trainer.sampler import SamplerTrainer
+from grpo_ext.trainer.sharded import gathered
 
 logger = logging.getLogger("grpo_ext")
 
@@ -43,7 +44,7 @@ class GroupTrainer(SamplerTrainer):
             return "generates with vLLM"
         if type(self._bare(self.model)).forward.__module__.startswith("unsloth"):
             return "has Unsloth's own decoding"
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self._shards_weights() and not (self.accelerator.is_fsdp2 and self.args.ds3_gather_for_generation):
             return "has sharded weights"
         if self.use_transformers_continuous_batching:
             return "generates by continuous batching"
@@ -77,7 +78,7 @@ class GroupTrainer(SamplerTrainer):
             return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
         strategy = self.args.group_generation if self.model.training else "sampling"
         groups = LocalGroups(strategy, self.args.group_size())
-        with groups.within(self._bare(self.model)):
+        with gathered(self.model, self.accelerator.device), groups.within(self._bare(self.model)):
             result = super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
         self._groups_made = groups
         return result

@@ -7,6 +7,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from grpo_ext.faults import Caught
 from grpo_ext.ops.masking import masked_mean
 from grpo_ext.ops.process import normalised_steps, summed_from_the_right
 from grpo_ext.rewards import REWARDS
@@ -15,6 +16,8 @@ from grpo_ext.rewards.process_check import checked_steps
 from grpo_ext.rewards.steps import Splitter, Step, split_steps
 from grpo_ext.rollouts.continuations import Continuations
 from grpo_ext.trainer.advantages import AdvantageTrainer
+from grpo_ext.trainer.guarded import stop_together
+from grpo_ext.trust import opened
 
 Scored = list[list[tuple[int, float]]]
 
@@ -81,7 +84,9 @@ class ProcessTrainer(AdvantageTrainer):
                     "cannot roll out on one process; name a `process_rollout_model`."
                 )
             model = (
-                self._bare(self.model) if name is None else AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+                self._bare(self.model)
+                if name is None
+                else opened(AutoModelForCausalLM, name, "process_rollout_model", trust_remote_code=None, dtype="auto")
             )
             self._continuations = Continuations(model.to(self.accelerator.device), self._drawing())
         return self._continuations(prefixes, count, room)
@@ -122,15 +127,18 @@ class ProcessTrainer(AdvantageTrainer):
                     )
                 columns["prompt_ids"] = self._tokenize_prompts(prompts)[0]
                 self._renew_estimates()
-            found = self._process_reward(
-                prompts=prompts,
-                completions=completions,
-                steps=self._steps,
-                completion_ids=completion_ids_list,
-                **columns,
-            )
-            self._step_rewards = checked_steps(self.args.process_reward, found, self._steps)
+            self._reward_steps(prompts=prompts, completions=completions, completion_ids=completion_ids_list, **columns)
         return rewards
+
+    def _reward_steps(self, **given: Any) -> None:
+        assert self._process_reward is not None
+        with Caught() as caught:
+            found = self._process_reward(steps=self._steps, **given)
+            self._step_rewards = checked_steps(self.args.process_reward, found, self._steps)
+        # A process that left here alone would keep the others waiting
+        name, error = self.args.process_reward, caught.error
+        problem = None if error is None else f"Process reward {name!r} raised {type(error).__name__}: {error}"
+        stop_together(problem, error)
 
     def _renew_estimates(self) -> None:
         """An estimate is of the policy that made it."""

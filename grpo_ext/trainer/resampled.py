@@ -245,17 +245,18 @@ class ResampledTrainer(ProcessTrainer):
             if name != "num_tokens" and not name.startswith("resampling/"):
                 del values[before.get(name, 0) :]
         live, short, replaced, carried, used, unused = counts
+        # Whole names, which every logged row shares
         for name, value in {
-            "rounds": rounds,
-            "live_groups": live,
-            "shortfall": short,
-            "groups_replaced": replaced,
-            "carried": carried,
-            "tokens_trained": used,
-            "tokens_discarded": unused,
-            "reward": reward,
+            "resampling/rounds": rounds,
+            "resampling/live_groups": live,
+            "resampling/shortfall": short,
+            "resampling/groups_replaced": replaced,
+            "resampling/carried": carried,
+            "resampling/tokens_trained": used,
+            "resampling/tokens_discarded": unused,
+            "resampling/reward": reward,
         }.items():
-            metrics[f"resampling/{name}"].append(float(value))
+            metrics[name].append(float(value))
         if short and self.args.resampling == "dynamic_sampling" and not self._told_shortfall:
             self._told_shortfall = True
             logger.warning(

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from grpo_ext import compat
-from grpo_ext.checkpoints import Stateful, pack, unpack
+from grpo_ext.checkpoints import Stateful, copied, pack, unpack
 from grpo_ext.rollouts.resampling import Group, PromptStream
 from grpo_ext.trainer.iterations import IterativeTrainer
 
@@ -122,14 +122,15 @@ class ResumableTrainer(IterativeTrainer):
             save_file(held, folder / SYNCED_FILE)
 
     def _parts_of_state(self) -> dict[str, tuple[Callable[[], Any], Callable[[Any], None]]]:
-        """Name of a part to what gives its state and what takes it up."""
+        """Name of a part to what gives its state, which later steps leave as it is, and what takes it up."""
         return {
             "completions": (self._block, self._take_up_block),
             "groups that wait": (self._waiting_groups, self._take_up_groups),
             "order of resampled prompts": (self._order, self._take_up_order),
             "order of prompts": (self._epoch_order, self._take_up_epoch_order),
-            "metrics since the last log": (lambda: self._metrics, self._take_up_metrics),
+            "metrics since the last log": (lambda: copied(self._metrics), self._take_up_metrics),
             "generated tokens": (lambda: self.generated_tokens, self._take_up_generated_tokens),
+            "skipped steps": (lambda: (self.skipped_steps, self._skipped_in_a_row), self._take_up_skipped),
             "losses since the last log": (lambda: compat.losses(self), self._take_up_later),
             "table of completions": (self._table, self._take_up_table),
             "state of rewards and callbacks": (self._own_states, self._take_up_own_states),
@@ -138,10 +139,11 @@ class ResumableTrainer(IterativeTrainer):
     def _block(self) -> list[dict[str, Any]] | None:
         """Completions that later steps train on; none at the end of a generation block."""
         ended = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
-        return None if ended else self._buffered_inputs
+        # A forward pass may add to a micro-batch
+        return None if ended or self._buffered_inputs is None else [dict(part) for part in self._buffered_inputs]
 
     def _waiting_groups(self) -> list[tuple[Any, ...]]:
-        return [(group.rows, group.live, group.carried) for group in self._carried]
+        return [(dict(group.rows), group.live, group.carried) for group in self._carried]
 
     def _order(self) -> dict[str, Any] | None:
         return None if self._stream is None else self._stream.state_dict()
@@ -169,7 +171,7 @@ class ResumableTrainer(IterativeTrainer):
         }
 
     def _own_states(self) -> dict[str, Any]:
-        return {name: part.state_dict() for name, part in self._own_parts().items()}
+        return {name: copied(part.state_dict()) for name, part in self._own_parts().items()}
 
     def _keeps_reference(self) -> bool:
         return self.args.sync_ref_model and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
@@ -251,6 +253,9 @@ class ResumableTrainer(IterativeTrainer):
 
     def _take_up_generated_tokens(self, count: int) -> None:
         self.generated_tokens = count
+
+    def _take_up_skipped(self, counts: tuple[int, int]) -> None:
+        self.skipped_steps, self._skipped_in_a_row = counts
 
     def _take_up_later(self, losses: dict[str, float]) -> None:
         # transformers sets them to zero after this

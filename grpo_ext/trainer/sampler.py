@@ -8,7 +8,7 @@ from torch import Tensor
 
 from grpo_ext.compat import GENERATED
 from grpo_ext.ops.sampler import sampler_correction
-from grpo_ext.trainer.scored import ScoredTrainer
+from grpo_ext.trainer.finite import FiniteTrainer
 
 # TRL's metrics below `sampling/`, and how a process's numbers become those of all
 METRICS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -20,7 +20,7 @@ METRICS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class SamplerTrainer(ScoredTrainer):
+class SamplerTrainer(FiniteTrainer):
     """Leaves out TRL's pass for the old policy with vLLM when the old policy is the one that is trained.
 
     TRL forwards every row once more to compare the policy with vLLM. The training forward has the same numbers.

@@ -1,24 +1,72 @@
 """Checkpoints made under a temporary name: a folder `checkpoint-N` is whole, and older ones are kept until it is."""
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from grpo_ext.checkpoints import TRAINER_STATE, WORKING, choose, publish, recover, rotate, write_manifest
-from grpo_ext.trainer.resume import ResumableTrainer
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
+from transformers import Trainer
+
+from grpo_ext.callbacks import InterruptCallback
+from grpo_ext.checkpoints import (
+    TRAINER_STATE,
+    WORKING,
+    checkpoints,
+    choose,
+    cut_short,
+    estimated,
+    free,
+    held,
+    publish,
+    recover,
+    rotate,
+    size,
+    why_unwritten,
+    write_manifest,
+)
+from grpo_ext.faults import RunStopped
+from grpo_ext.trainer.faults import StoppableTrainer
+
+logger = logging.getLogger("grpo_ext")
+
+# Of a trainer whose config has no `max_failed_saves`
+FAILED_SAVES = 2
 
 
-class SavingTrainer(ResumableTrainer):
-    """Lets everyone below write a checkpoint in `<output_dir>/.saving`, and gives it its name when it is whole.
+class WholeCheckpoints(Trainer):
+    """Lets the trainer beside it write a checkpoint in `<output_dir>/.saving`, and names it when it is whole.
 
-    `train` takes "last" for `resume_from_checkpoint`, and leaves a torn checkpoint for the one before.
+    One that cannot be written, for want of room on the disk, is left out, and training goes on to the next.
+
+    `train` takes "last" for `resume_from_checkpoint`, and leaves a torn checkpoint for the one before. SIGTERM and the
+    first Ctrl-C finish a step and save.
+
+    Attributes:
+        interrupt: knows whether the run was stopped so.
+        hints_at_resume: whether a run that was stopped so names the flag with which it goes on.
+
+    Raises:
+        RunStopped: the last checkpoint cannot be written, or more than `max_failed_saves` in a row.
     """
 
+    hints_at_resume = True
     _is_saving = False
+    _failed_saves = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.interrupt = InterruptCallback(self.hints_at_resume)
+        self.add_callback(self.interrupt)
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        chosen = choose(resume_from_checkpoint, self.args.output_dir)
+        chosen = choose(resume_from_checkpoint, str(self.args.output_dir))
         self.accelerator.wait_for_everyone()
-        return super().train(None if chosen is None else str(chosen), *args, **kwargs)
+        try:
+            return super().train(None if chosen is None else str(chosen), *args, **kwargs)
+        finally:
+            self.interrupt.restore()
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
@@ -31,24 +79,77 @@ class SavingTrainer(ResumableTrainer):
         if self.args.should_save:
             recover(run)
         self.accelerator.wait_for_everyone()
+        best, write = self.state.best_model_checkpoint, super()._save_checkpoint
         self._is_saving = True
         try:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                self._name_best(working, final)
-                write_manifest(working)
-                publish(working, final)
+            problem = self._problem(lambda: write(model, trial))
+            if problem is None:
+                problem = self._problem(lambda: self._finish(working, final))
         finally:
             self._is_saving = False
             if self.args.should_save:
-                # After an error or Ctrl-C too, for example on a full disk
+                # After an error or Ctrl-C too
                 recover(run)
+        if problem is not None:
+            self.state.best_model_checkpoint = best
+            self._do_without(final, problem)
+            return
+        self._failed_saves = 0
         if self.args.should_save:
             rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(final))
+
+    def _finish(self, working: Path, final: Path) -> None:
+        """What makes a checkpoint whole when everything is in it."""
+        if not self.args.should_save:
+            return
+        self._name_best(working, final)
+        problem = cut_short(working)
+        if problem is not None:
+            raise OSError(problem)
+        write_manifest(working)
+        publish(working, final)
+
+    def _problem(self, write: Callable[[], None]) -> str | None:
+        """Why a process could not write its files, or None; all processes get the same answer."""
+        problem = None
+        try:
+            write()
+        except (OSError, RuntimeError, SafetensorError) as error:
+            problem = why_unwritten(error)
+            if problem is None:
+                raise
+        return next((found for found in gather_object([problem]) if found is not None), None)
+
+    def _do_without(self, folder: Path, problem: str) -> None:
+        self._failed_saves += 1
+        limit = getattr(self.args, "max_failed_saves", FAILED_SAVES)
+        made = checkpoints(folder.parent)
+        model = self.accelerator.unwrap_model(self.model)
+        needed = held(made[0]) if made else estimated(model, optimizer=not self.args.save_only_model)
+        sentence = (
+            f"{folder.name} could not be written ({problem}): {size(free(folder.parent))} are free in "
+            f"{folder.parent}, about {size(needed)} are needed"
+        )
+        room = "make room, or lower `save_total_limit`"
+        # After a fault, when a step before it is saved, there is no next time either
+        ends = self.control.should_training_stop or self.state.global_step >= self.state.max_steps
+        if ends or getattr(self, "_gives_kept", False):
+            raise RunStopped(f"{sentence}, and this is the last one; {room}.")
+        if self._failed_saves > limit:
+            raise RunStopped(
+                f"{sentence}, {self._failed_saves} times in a row (`max_failed_saves` is {limit}); {room}."
+            )
+        logger.warning(
+            "%s, so training goes on without it until the next save, %d in a row of at most %d (`max_failed_saves`); "
+            "%s.",
+            sentence,
+            self._failed_saves,
+            limit,
+            room,
+        )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # An upload goes on in the background, from the folder under its final name
@@ -64,3 +165,7 @@ class SavingTrainer(ResumableTrainer):
             if best.is_dir():
                 self.state.best_model_checkpoint = str(best)
         self.state.save_to_json(str(working / TRAINER_STATE))
+
+
+class SavingTrainer(WholeCheckpoints, StoppableTrainer):
+    """A GRPO run with whole checkpoints."""

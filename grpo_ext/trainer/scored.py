@@ -8,7 +8,6 @@ import torch
 from peft import PeftConfig
 from torch import Tensor
 from transformers import PreTrainedModel
-from trl import GRPOTrainer
 
 from grpo_ext.compat import GENERATED
 from grpo_ext.config import GRPOExtConfig
@@ -84,7 +83,7 @@ class ScoredTrainer(VLLMTrainer):
 
     def _not_a_tree(self, models: list[PreTrainedModel]) -> str | None:
         """Why the run as a whole cannot be scored over a tree, or None."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self._shards_weights():
             return "has sharded weights"
         if self.use_transformers_continuous_batching:
             return "generates by continuous batching, which knows transformers' own attention only"
@@ -117,8 +116,7 @@ class ScoredTrainer(VLLMTrainer):
             or compute_aux_loss
             or any(value is not None for value in extra.values())
             or (self.accelerator.device.type != "cpu" and self._scorer == "padded")
-            or self.is_fsdp_enabled
-            or self.is_deepspeed_enabled
+            or self._shards_weights()
             or any(adapter.is_prompt_learning for adapter in self._adapters(model))
         )
 
@@ -211,8 +209,8 @@ class ScoredTrainer(VLLMTrainer):
 
     def _dead_rows_are_idle(self) -> bool:
         """Whether a row whose advantages are all 0 has no gradient: no KL term, and no loss but TRL's and ours."""
-        loss_is_known = self._compute_loss.__module__.split(".")[0] in ("grpo_ext", "trl")
-        return self.beta == 0.0 and loss_is_known and type(self).compute_loss is GRPOTrainer.compute_loss
+        losses = (self._compute_loss, self.compute_loss)
+        return self.beta == 0.0 and all(loss.__module__.split(".")[0] in ("grpo_ext", "trl") for loss in losses)
 
     def _score_alive(
         self, model: Any, head: Head, ids: Tensor, mask: Tensor, keep: int, alive: Tensor, differentiated: bool
@@ -283,9 +281,11 @@ class ScoredTrainer(VLLMTrainer):
         # A micro-batch may be a single row; with those that follow there are rows that share a prompt
         parts = (self._coming(ids) if self.model.training else []) or [{"ids": ids, "mask": mask}]
         ids, mask = _column(parts, "ids"), _column(parts, "mask")
+        # Not through DDP, which broadcasts buffers in a pass: a process without a completion compares nothing
+        bare = self.accelerator.unwrap_model(model)
         try:
             with self.accelerator.autocast():
-                compared = check_tree(model, head, ids, mask, keep, self.args.scoring_attention)
+                compared = check_tree(bare, head, ids, mask, keep, self.args.scoring_attention)
         except NotImplementedError as error:
             self._leave_tree(str(error))
             return

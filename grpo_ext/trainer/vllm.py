@@ -4,20 +4,24 @@ import logging
 import math
 from typing import Any
 
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
+
 from grpo_ext import compat
 from grpo_ext.config import GRPOExtConfig
+from grpo_ext.faults import RunStopped
 from grpo_ext.rollouts.vllm.adapters import AdapterFolder, unservable
 from grpo_ext.rollouts.vllm.base import base_name, engine_dtype
-from grpo_ext.rollouts.vllm.engine import EngineOptions, EngineRollouts
+from grpo_ext.rollouts.vllm.engine import EngineFailed, EngineOptions, EngineRollouts
 from grpo_ext.rollouts.vllm.requests import Sampling, Search
 from grpo_ext.rollouts.vllm.rollouts import AdapterRollouts
 from grpo_ext.rollouts.vllm.servers import ServerOptions, ServerRollouts
-from grpo_ext.trainer.host import HostTrainer
+from grpo_ext.trainer.prompts import PromptTrainer
 
 logger = logging.getLogger("grpo_ext")
 
 
-class VLLMTrainer(HostTrainer):
+class VLLMTrainer(PromptTrainer):
     """`trl.GRPOTrainer` whose `vllm_generation` swaps adapters when `vllm_sync` is "adapter"."""
 
     args: GRPOExtConfig
@@ -72,11 +76,30 @@ class VLLMTrainer(HostTrainer):
         if shared and self._adapter_of_step != self.state.global_step:
             self._adapter_of_step = self.state.global_step
             self.vllm_generation.sync_weights()
-        return super()._generate_single_turn(*args, **kwargs)
+        if not self.use_vllm:
+            return super()._generate_single_turn(*args, **kwargs)
+        problem = found = cause = None
+        faults: tuple[type[Exception], ...] = (OSError, SafetensorError, EngineFailed, *compat.vllm_errors())
+        try:
+            found = super()._generate_single_turn(*args, **kwargs)
+        except faults as error:
+            if self.accelerator.num_processes > 1 and not isinstance(self.vllm_generation, AdapterRollouts):
+                # TRL's own back end talks to the other processes in the middle of this
+                raise
+            cause = error
+            problem = (
+                f"Step {self.state.global_step + 1}: vLLM made no completions ({str(error).rstrip('.')}); start it "
+                "again and go on from the checkpoint."
+            )
+        # All stop, because a checkpoint is made by all
+        problem = next((one for one in gather_object([problem]) if one is not None), None)
+        if problem is not None:
+            raise RunStopped(problem) from cause
+        return found
 
     def _check_adapter(self, model: Any) -> None:
         reason = unservable(model)
-        if reason is None and (self.is_fsdp_enabled or self._gathers_weights()):
+        if reason is None and self._shards_weights():
             reason = "has sharded weights, of which no process holds the whole adapter"
         if reason is not None:
             raise ValueError(
@@ -84,9 +107,10 @@ class VLLMTrainer(HostTrainer):
                 "weights."
             )
 
-    def _gathers_weights(self) -> bool:
+    def _shards_weights(self) -> bool:
+        """Whether no process holds all weights: with FSDP and ZeRO-3, not with DDP, ZeRO-1 and ZeRO-2."""
         plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
-        return plugin is not None and plugin.zero_stage == 3
+        return self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
 
     def _server_options(self, base: str) -> ServerOptions:
         return ServerOptions(

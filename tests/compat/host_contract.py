@@ -101,6 +101,7 @@ TRANSFORMERS_NEEDED = (
     Needed("trainer.py", "Trainer._push_from_checkpoint", ("checkpoint_folder",)),
     Needed("trainer.py", "Trainer._get_train_sampler"),
     Needed("trainer.py", "Trainer._get_eval_sampler", ("eval_dataset",)),
+    Needed("trainer.py", "Trainer._get_grad_norm", ("model", "grad_norm")),
     Needed("trainer.py", "Trainer._prepare_inputs", ("inputs",)),
     Needed("trainer.py", "Trainer.training_step", ("model", "inputs", "num_items_in_batch")),
 )

@@ -29,9 +29,8 @@ TRL_LACKS: dict[str, list[str]] = {
     "1.15.0": [],
     "1.16.0": [],
 }
-# Without it a resumed run says that its first logged loss leaves steps out.
 TRANSFORMERS_LACKS: dict[str, list[str]] = {
-    "5.2.0": ["Trainer does not set _tr_loss"],
+    "5.3.0": [],
     "5.17.0": [],
     "5.23.0": [],
 }

@@ -115,7 +115,8 @@ def test_unset_fields_leave_everything_to_trl(tmp_path: Path) -> None:
     numbers_of_a_choice = {"num_beam_groups", "diversity_penalty", "length_penalty", "resampling_rounds"}
     numbers_of_a_choice |= {"vllm_request_timeout"}
     numbers_of_a_choice |= {name for name in own if name.startswith("process_")} - {"process_reward"}
-    given = {name for name in own if getattr(config, name) is not None} - numbers_of_a_choice
+    limits_of_faults = {"reward_retries", "reward_errors", "max_unscorable", "max_skipped_steps", "max_failed_saves"}
+    given = {name for name in own if getattr(config, name) is not None} - numbers_of_a_choice - limits_of_faults
     assert given == {"advantage_eps", "scoring", "group_generation", "num_rounds"}
     assert config.group_generation == "sampling" and config.num_rounds == 1
     assert config.advantage_eps == 1e-4

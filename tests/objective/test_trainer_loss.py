@@ -69,7 +69,7 @@ def make_trainer(config: GRPOExtConfig, training: bool) -> GRPOExtTrainer:
     trainer.use_adaptive_entropy = trainer.aux_loss_enabled = False
     trainer._entropy_bonus_enabled = config.entropy_coef != 0.0
     trainer.current_gradient_accumulation_steps = 3
-    trainer._objective = config.objective()
+    trainer._objective, trainer._kl_of_step = config.objective(), 0.0
     trainer._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
     return trainer
 

@@ -17,7 +17,7 @@ from grpo_ext.recipes.problems import TRAINED_ON
 
 ROOT = Path(__file__).resolve().parents[2]
 # Those of the recipe rlhf have fields of their own, see test_rlhf_recipe.py
-YAMLS = [path for path in sorted((ROOT / "recipes").rglob("*.yaml")) if path.parent.name != "rlhf"]
+YAMLS = [path for path in sorted((ROOT / "recipes").rglob("*.yaml")) if path.parent.name not in ("rlhf", "accelerate")]
 FIELDS = {
     "per_device_train_batch_size": 8, "gradient_accumulation_steps": 4, "steps_per_generation": None,
     "generation_batch_size": None, "num_generations": 8, "num_iterations": 1, "train_size": 100, "dataset": "gsm8k",

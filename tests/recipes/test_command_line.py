@@ -15,7 +15,7 @@ from grpo_ext.recipes.gsm8k import QUICKSTART
 
 ROOT = Path(__file__).resolve().parents[2]
 # Those of the recipe rlhf have fields of their own, see test_rlhf_recipe.py
-YAMLS = [path for path in sorted((ROOT / "recipes").rglob("*.yaml")) if path.parent.name != "rlhf"]
+YAMLS = [path for path in sorted((ROOT / "recipes").rglob("*.yaml")) if path.parent.name not in ("rlhf", "accelerate")]
 # What rewards steps, and rounds
 VARIANTS = {"outcome": (None, 1), "process": ("model", 1), "iterative": (None, 2)}
 CPU = ["--use_cpu", "true", "--bf16", "false"]

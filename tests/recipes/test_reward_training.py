@@ -100,16 +100,13 @@ def test_a_resumed_training_is_the_uninterrupted_one(
             train_reward_model(base, PAIRS, tmp_path / "part", options=options)
     checkpoints = tmp_path / "part" / "checkpoints"
     assert not (tmp_path / "part" / RECORD).exists()
-    (newest,) = checkpoints.glob("checkpoint-*")
-    state = json.loads((newest / "trainer_state.json").read_text())
-    assert state["global_step"] == 6
+    assert sorted(path.name for path in checkpoints.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
     steps.clear()
     monkeypatch.setattr(RewardTrainer, "training_step", stop)
     part = train_reward_model(base, PAIRS, tmp_path / "part", options=options)
     assert len(steps) == 2
-    assert part.summary["losses"] == pytest.approx(whole.summary["losses"], abs=1e-6)
-    for (name, one), other in zip(weights(whole.folder).items(), weights(part.folder).values(), strict=True):
-        assert torch.allclose(one, other, atol=1e-6), name
+    assert part.summary["losses"] == whole.summary["losses"]
+    assert (part.folder / "model.safetensors").read_bytes() == (whole.folder / "model.safetensors").read_bytes()
 
 
 def test_an_adapter_is_merged_into_one_model(base: Path, tmp_path: Path) -> None:

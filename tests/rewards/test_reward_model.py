@@ -164,7 +164,7 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
         load_reward_model(str(folder), dtype="big")
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"in a \.bin file, which can run code when it is read; save the model again"):
+    with pytest.raises(ValueError, match=r"in pytorch_model\.bin, a pickle, which can run code when it is read; save"):
         load_reward_model(str(folder))
     tiny_policy()[0].save_pretrained(tmp_path / "lm")
     with pytest.raises(ValueError, match="is a LlamaForCausalLM; it must be a sequence classifier, such as"):

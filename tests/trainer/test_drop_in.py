@@ -64,8 +64,9 @@ def test_metrics_equal_stock(name: str, tiny_folder: Path, tmp_path: Path) -> No
     ours, _ = trained(tiny_folder, tmp_path, GRPOExtTrainer, **case)
     for theirs, mine in zip(stock.state.log_history, ours.state.log_history, strict=True):
         kept = {key: value for key, value in theirs.items() if not any(word in key for word in TIMES)}
-        # The one metric that is logged beside TRL's
-        assert mine.keys() - theirs.keys() == ({"effective_samples"} if "reward" in theirs else set())
+        # What is logged beside TRL's
+        own = {"effective_samples", "rewards/unscorable"}
+        assert mine.keys() - theirs.keys() == (own if "reward" in theirs else set())
         assert theirs.keys() <= mine.keys()
         for key, value in kept.items():
             # A value without a number, such as an empty mean, is logged as None

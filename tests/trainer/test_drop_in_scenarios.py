@@ -1,5 +1,6 @@
-"""What a TRL script may ask for besides an objective runs the same: the same weights, the same log, the same events."""
+"""What a TRL script may ask for besides an objective runs the same: the same weights, log and events."""
 
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,9 @@ def long_turns(completions: list[Any], **kwargs: Any) -> list[float]:
     return [float(sum(len(message["content"] or "") for message in turns)) for turns in completions]
 
 
-def mostly_none(completions: list[Any], **kwargs: Any) -> list[float | None]:
-    return [None] * (len(completions) - 3) + [1.0, 0.0, 2.0]
+def half_none(completions: list[Any], **kwargs: Any) -> list[float | None]:
+    """One group with nothing but `None`, one without any; above a half a run of ours would stop."""
+    return [None if row < len(completions) // 2 else float(row % 3) for row in range(len(completions))]
 
 
 async def later(completions: list[Any], **kwargs: Any) -> list[float]:
@@ -103,8 +105,9 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "reward_funcs": [early_letters, digits_or_none],
         "FIELDS": {"multi_objective_aggregation": "normalize_then_sum"},
     },
-    "none": {"reward_funcs": [mostly_none]},
-    "none_beside_another": {"reward_funcs": [mostly_none, early_letters]},
+    # TRL does not count a group without any reward among the dead ones
+    "none": {"reward_funcs": [half_none], "OTHER": {"frac_reward_zero_std"}},
+    "none_beside_another": {"reward_funcs": [half_none, early_letters]},
     "async": {"reward_funcs": [later, early_letters]},
     "eval": {
         "reward_funcs": early_letters,
@@ -139,9 +142,7 @@ def rows(scenario: dict[str, Any]) -> Dataset:
 
 def run(folder: Path, out: Path, cls: type[GRPOTrainer], scenario: dict[str, Any]) -> tuple[GRPOTrainer, Events]:
     # TRL adds an environment's reward to the list that it is given
-    given = {
-        key: list(value) if isinstance(value, list) else value for key, value in scenario.items() if key.islower()
-    }
+    given = {key: copy(value) for key, value in scenario.items() if key.islower()}
     if "CALL" in scenario:
         cls = calling(cls, *scenario["CALL"])
     events = Events()
@@ -168,17 +169,16 @@ def test_a_scenario_equals_stock(name: str, tiny_folder: Path, tmp_path: Path) -
     stock, theirs = run(tiny_folder, tmp_path / "stock", STOCK, scenario)
     ours, mine = run(tiny_folder, tmp_path / "ours", GRPOExtTrainer, scenario)
     fresh = weights(policy(tiny_folder))
-    moved = max(
-        (fresh.get(key, torch.zeros(())) - value).abs().max().item() for key, value in weights(stock.model).items()
-    )
+    ends = weights(stock.model)
+    moved = max((fresh.get(name, torch.zeros(())) - end).abs().max().item() for name, end in ends.items())
     assert moved > 1e-4
-    assert largest_difference(weights(stock.model), weights(ours.model)) <= 2.5e-7 * max(1.0, moved / 0.1)
+    assert largest_difference(ends, weights(ours.model)) <= 2.5e-7 * max(1.0, moved / 0.1)
     assert mine.seen == theirs.seen and ("on_step_end", 2) in mine.seen
     if "CALL" in scenario:
         assert stock.state.log_history[0]["tools/call_frequency"] == 0.5
     for one, other in zip(stock.state.log_history, ours.state.log_history, strict=True):
         for key, value in one.items():
-            if not any(word in key for word in TIMES):
+            if not any(word in key for word in TIMES) and key not in scenario.get("OTHER", ()):
                 same = other[key] is None if value is None else other[key] == pytest.approx(value, rel=2e-5, abs=2e-6)
                 assert same, key
 
@@ -196,7 +196,9 @@ def test_resume_equals_stock(lora: bool, tiny_folder: Path, tmp_path: Path) -> N
                 reward_funcs=early_letters,
                 args=config(
                     output_dir=str(out),
-                    **{**QUIET, **WHOLE, "save_strategy": "steps", "save_steps": 1, "max_steps": steps, "beta": 0.1},
+                    **{**QUIET, **WHOLE, "save_strategy": "steps", "save_steps": 1, "max_steps": steps},
+                    # transformers 5.17 goes on with an untrained adapter where there is another one beside it
+                    beta=0.0 if lora else 0.1,
                 ),
                 train_dataset=prompts(),
                 processing_class=tiny_tokenizer(),

@@ -9,6 +9,7 @@ import torch
 from tiny_runs import PROMPTS, largest_difference, make, policy, prompts, weights
 
 from grpo_ext import GRPOExtConfig, GRPOExtTrainer
+from grpo_ext.faults import RunStopped
 from grpo_ext.models import tiny_tokenizer
 from grpo_ext.rewards.steps import Step, split_steps
 
@@ -239,10 +240,10 @@ def share_of_rows(completions: list[str], **columns: Any) -> list[float]:
 
 def test_a_bad_reward_is_named(tiny_folder: Path, tmp_path: Path) -> None:
     made = trainer(tiny_folder, tmp_path, lambda steps, **given: [[float("nan")] * len(row) for row in steps])
-    with pytest.raises(ValueError, match="'calculations' returned nan for a step of row"):
+    with pytest.raises(RunStopped, match="'calculations' returned nan for a step of row"):
         made.train()
     made = trainer(tiny_folder, tmp_path, lambda steps, **given: [[1.0] for _ in steps])
-    with pytest.raises(ValueError, match=r"returned 1 rewards for the \d+ steps of row"):
+    with pytest.raises(RunStopped, match=r"returned 1 rewards for the \d+ steps of row"):
         made.train()
 
 

@@ -20,6 +20,10 @@ logger = logging.getLogger("grpo_ext")
 USUAL_LOGPROBS = 20
 
 
+class EngineFailed(RuntimeError):
+    """The engine of this process broke off in a request. It is not started again: its memory is this process's."""
+
+
 @dataclass(frozen=True)
 class EngineOptions:
     """How the engine is started; names are TRL's without `vllm_`.
@@ -107,7 +111,8 @@ class EngineRollouts(AdapterRollouts):
 
         params = [SamplingParams(**self._fields(request)) for request in requests]
         prompts = [{"prompt_token_ids": list(request.prompt)} for request in requests]
-        outputs = self.llm.generate(prompts, params, use_tqdm=False, lora_request=self._adapter())
+        with _told_apart():
+            outputs = self.llm.generate(prompts, params, use_tqdm=False, lora_request=self._adapter())
         return [
             [
                 Completion(list(row.token_ids), _sampled(row.token_ids, row.logprobs))
@@ -133,7 +138,8 @@ class EngineRollouts(AdapterRollouts):
                 include_stop_str_in_output=True,
             )
             prompts = [{"prompt_token_ids": list(requests[i].prompt)} for i in places]
-            outputs = self.llm.beam_search(prompts, params, lora_request=self._adapter())
+            with _told_apart():
+                outputs = self.llm.beam_search(prompts, params, lora_request=self._adapter())
             for place, output in zip(places, outputs, strict=True):
                 start = len(requests[place].prompt)
                 answers[place] = [
@@ -227,6 +233,17 @@ def _random_state_kept() -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(state)
+
+
+@contextmanager
+def _told_apart() -> Iterator[None]:
+    """An engine in this process fails with whatever error its computation met."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise EngineFailed(f"the engine failed: {error}") from error
 
 
 def _kind(request: Request) -> tuple[int, int, float]:

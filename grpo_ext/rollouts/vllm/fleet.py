@@ -128,19 +128,24 @@ class Fleet:
         for server in self.servers:
             if server.alive:
                 start(server)
-        last_up = time.monotonic()
+        # Seconds without a server since the last result; one that comes back and dies again has changed nothing
+        before, down, done = time.monotonic(), 0.0, 0
         with work.changed:
             while work.open:
                 now = time.monotonic()
-                last_up = now if any(server.alive for server in self.servers) else last_up
-                if now - last_up > self.patience:
+                if len(work.results) > done:
+                    down, done = 0.0, len(work.results)
+                elif not any(server.alive for server in self.servers):
+                    down += now - before
+                before = now
+                if down > self.patience:
                     work.error = self._nobody()
                     break
                 for server in self.servers:
                     if not server.alive and now >= server.next_try and server.url not in reviving:
                         reviving.add(server.url)
                         threading.Thread(target=comeback, args=(server,), daemon=True).start()
-                work.changed.wait(timeout=self._pause(now, last_up))
+                work.changed.wait(timeout=self._pause(now, now - down))
             # Lanes that wait for more work end here
             work.changed.notify_all()
         if work.error is not None:

@@ -10,6 +10,7 @@ import urllib.request
 from typing import Any
 
 from grpo_ext.rollouts.vllm.requests import Completion, number
+from grpo_ext.trust import open_url
 
 # Seconds for a question that needs no computation; loading an adapter reads a few megabytes.
 SHORT = 10.0
@@ -129,7 +130,7 @@ class Server:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as answer:
+            with open_url(request, timeout) as answer:
                 return answer.read().decode("utf-8", "replace")
         except urllib.error.HTTPError as error:
             raise self._error(path, error) from None
