@@ -130,6 +130,7 @@ def test_another_setting_is_another_folder(monkeypatch: pytest.MonkeyPatch, tmp_
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_without_unsloth_never_imports_it(hosts: Path) -> None:
     (hosts / "trl").rename(hosts / "not_trl")
     code = """

@@ -37,6 +37,7 @@ def test_shared_beginnings() -> None:
             assert not longer or any(other[:kept] == row[:kept] for other in longer)
 
 
+@pytest.mark.slow
 def test_both_sides_alternate_and_agree(capfd: pytest.CaptureFixture[str]) -> None:
     words = "step --model small --device cpu --dtype float32 --group_size 8 --micro_batch 4 --prompt_length 30"
     words += " --completion_mean 10 --completion_cap 20 --repeats 1 --lora_r 4"

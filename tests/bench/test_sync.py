@@ -7,6 +7,7 @@ import pytest
 from grpo_ext.bench.__main__ import main
 
 
+@pytest.mark.slow
 def test_the_adapter_is_a_twentieth_of_the_merged_weights(capfd: pytest.CaptureFixture[str]) -> None:
     assert main("sync --model smollm2-135m --device cpu --repeats 1".split()) == 0
     out = capfd.readouterr().out

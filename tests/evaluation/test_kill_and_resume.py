@@ -79,6 +79,7 @@ def child(argv: list[str], log: str) -> None:
     main(argv)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "tiny")
     whole = words(model, output=tmp_path / "whole", problems=20, batch_size=7)

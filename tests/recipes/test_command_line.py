@@ -100,6 +100,7 @@ def test_wrong_file_gets_one_sentence(content: str, named: list[str], tmp_path: 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_process_answers_in_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "grpo_ext.recipes.gsm8k", "--preset", "nonsense", "--output_dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)

@@ -70,6 +70,7 @@ def weights(model: torch.nn.Module) -> list[torch.Tensor]:
     return [weight.detach() for weight in model.parameters() if weight.requires_grad]
 
 
+@pytest.mark.slow
 def test_three_rounds_with_replay_and_taken_up_again(tiny_folder: Path, tmp_path: Path) -> None:
     whole, reward = trainer_with(str(tiny_folder), tmp_path / "whole")
     whole.train()

@@ -95,6 +95,7 @@ def test_a_torn_checkpoint_of_a_stage_is_left_for_the_one_before(
     assert flaw(newest) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "trainer"), [("sft", Stage), ("reward", RewardStage)])
 def test_sigterm_in_a_stage_saves_and_the_same_command_goes_on(
     stage: str,

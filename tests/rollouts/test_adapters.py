@@ -99,6 +99,7 @@ if sys.argv[2] == "raises":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["exits", "raises", "killed"])
 def test_nothing_is_left_behind(tmp_path: Path, end: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(adapters.__file__).parents[2])}
