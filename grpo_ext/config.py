@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from grpo_ext.checks import at_least, check_limits, check_types
+from grpo_ext.checks import check_limits, check_types
 from grpo_ext.objective import TRL_LOSS_TYPES, Objective
 from grpo_ext.ops.advantages import BASELINES, SCALES
 from grpo_ext.ops.aggregation import AGGREGATIONS
@@ -204,12 +204,6 @@ class GRPOExtConfig(RewardFaultOptions, ProcessOptions, RolloutOptions):
                 f"`scoring_attention` is {self.scoring_attention!r}, but with `scoring` 'padded' there is no tree to "
                 "attend over; leave one of the two unset."
             )
-        if self.scoring_tokens is not None and self.scoring_tokens < 1:
-            raise ValueError(f"`scoring_tokens` is {self.scoring_tokens}; it must be at least 1.")
-        for name in ("max_skipped_steps", "max_memory_halvings", "max_failed_saves"):
-            at_least(name, getattr(self, name) or 0, 0)
-        if self.advantage_eps <= 0:
-            raise ValueError(f"`advantage_eps` is {self.advantage_eps}; it must be above 0, TRL's value is 1e-4.")
         if not self.uses_own_objective:
             return
         if self.use_adaptive_entropy:

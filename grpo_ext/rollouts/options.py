@@ -279,8 +279,6 @@ class RolloutOptions(TRLConfig):
             without_password(url, "vllm_server_urls")
         if len(set(self.vllm_server_urls or [])) < len(self.vllm_server_urls or []):
             raise ValueError("`vllm_server_urls` names a server twice; it would get two shares of the prompts.")
-        if self.vllm_request_timeout <= 0:
-            raise ValueError(f"`vllm_request_timeout` is {self.vllm_request_timeout}; it must be above 0 seconds.")
         own = self.vllm_server_urls is None
         if own and self.vllm_tensor_parallel_size != 1:
             raise ValueError(

@@ -4,7 +4,6 @@ Between the end of a step and the fault the weights stay as they are, and the re
 in the generation block, its completions, numbers that wait to be logged. So that rest is kept at the end of each step.
 """
 
-import random
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -14,14 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from grpo_ext import compat
 from grpo_ext.checkpoints import MANIFEST, flaw
 from grpo_ext.faults import Caught, RunStopped
+from grpo_ext.trainer.iterations import random_states
 from grpo_ext.trainer.resume import ResumableTrainer
 
 # Of our trainer, and of transformers' state, that a step changes before its end
@@ -46,21 +44,6 @@ class Kept:
     attributes: dict[str, Any]
     counts: dict[str, Any]
     put_back: Callable[[], None]
-
-
-def random_states() -> Callable[[], None]:
-    """What puts the random states back to those of now."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-
-    def put_back() -> None:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if devices is not None:
-            torch.cuda.set_rng_state_all(devices)
-
-    return put_back
 
 
 class _Steps(TrainerCallback):

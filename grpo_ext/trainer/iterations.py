@@ -8,7 +8,7 @@ optimizer's moments and the learning-rate schedule go on over all of them, for t
 import json
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,19 +46,32 @@ class RoundUpdate(Protocol):
         ...
 
 
+def random_states() -> Callable[[], None]:
+    """What puts the random states back to those of now."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+
+    def put_back() -> None:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if devices is not None:
+            torch.cuda.set_rng_state_all(devices)
+
+    return put_back
+
+
 @contextmanager
 def undisturbed(accelerator: Accelerator) -> Iterator[None]:
     """Put back random states and accelerate's flag of the step, so that a run goes on as if nothing had happened.
 
     Another trainer that runs inside a step would draw from the same generators and leave its own flag.
     """
-    python, numpy, sync = random.getstate(), np.random.get_state(), accelerator.gradient_state.sync_gradients
+    put_back, sync = random_states(), accelerator.gradient_state.sync_gradients
     try:
-        with torch.random.fork_rng():
-            yield
+        yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+        put_back()
         accelerator.gradient_state.sync_gradients = sync
 
 
