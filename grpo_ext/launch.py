@@ -61,9 +61,12 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
     # Libraries warn each other about names that no user of a recipe has written
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft")
     if os.environ.get("GRPO_EXT_DEBUG") == "1":
-        sys.exit(main(sys.argv[1:]))
+        code = main(sys.argv[1:])
+        leave_process_group()
+        sys.exit(code)
     try:
         code = main(sys.argv[1:])
+        leave_process_group()
     # An option may need a package that is not installed
     except (ValueError, OSError, ImportError, RunStopped) as error:
         # A message may repeat what a file or a data set holds; a note says what was saved
@@ -71,6 +74,17 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
             print(visible(line), file=sys.stderr)
         code = FAULTED if isinstance(error, RunStopped) else 2
     sys.exit(code)
+
+
+def leave_process_group() -> None:
+    """End torch.distributed's process group, where there is one, before the interpreter ends.
+
+    A thread of the group that still lets go of a tensor asks for the interpreter's lock. When the interpreter is gone,
+    the answer is an abort: a run that is finished and saved would end with the code of a crash.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def launch(argv: Sequence[str], recipe: str, defaults: Mapping[str, Any], **options: Any) -> int:

@@ -1,6 +1,6 @@
 """What a model is asked: each task with its loader, its prompt's answer format and its two readers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -93,12 +93,28 @@ def task_named(name: str) -> Task:
         ValueError: it is neither.
         FileNotFoundError: there is no such file.
     """
-    if name in TASKS:
-        return TASKS[name]
-    if not name.endswith(ENDING):
+    return TASKS[name] if name in TASKS else task_of_file("task", name, TASKS)
+
+
+def task_of_file(field: str, path: str, names: Collection[str]) -> Task:
+    """A task made of the user's file.
+
+    Args:
+        field: the option that names it, for the messages.
+        path: of a JSON Lines file that ends in ".jsonl".
+        names: what the option takes beside a file.
+
+    Returns:
+        The task.
+
+    Raises:
+        ValueError: the path has another ending.
+        FileNotFoundError: there is no such file.
+    """
+    if not path.endswith(ENDING):
         raise ValueError(
-            f"`task` is {name!r}; it must be one of: {', '.join(TASKS)}, or a file of yours that ends in {ENDING}."
+            f"`{field}` is {path!r}; it must be one of: {', '.join(names)}, or a file of yours that ends in {ENDING}."
         )
-    if not Path(name).is_file():
-        raise FileNotFoundError(f"`task` names the file {name!r}, which does not exist.")
-    return Task(partial(_own, name), "file", "boxed", **MATHS)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"`{field}` names the file {path!r}, which does not exist.")
+    return Task(partial(_own, path), "file", "boxed", **MATHS)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 # Prompts of a recipe's dataset when `train_size` is unset.
@@ -118,13 +119,21 @@ def batch_of(values: Mapping[str, Any], processes: int = 1) -> Batch:
         group=values["num_generations"],
         parts=parts,
         iterations=iterations,
-        problems=values["train_size"] or PROBLEMS[values["dataset"]],
+        problems=values["train_size"] or problems_in(values["dataset"]),
         epochs=values["num_train_epochs"],
         max_steps=values["max_steps"],
         completion_tokens=values["max_completion_length"],
         old_pass=not once,
         reference_pass=values["beta"] != 0.0,
     )
+
+
+def problems_in(dataset: str) -> int:
+    """Problems of a data set's training split, or lines of a file of the user's."""
+    if dataset in PROBLEMS:
+        return PROBLEMS[dataset]
+    with Path(dataset).open("rb") as lines:
+        return sum(1 for line in lines if line.strip())
 
 
 def nearest(batch: Batch, values: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from grpo_ext.health import HealthOptions
 from grpo_ext.models.saving import SAVE_FORMATS
 from grpo_ext.presets import PRESETS
 from grpo_ext.recipes.iterative import RoundRewardArguments
-from grpo_ext.recipes.problems import DATASETS, TRAINED_ON
+from grpo_ext.recipes.problems import DATASETS, TRAINED_ON, problems_named
 from grpo_ext.rewards import ANSWER_FORMATS, REWARDS
 
 # Below everything else. Without an accelerator Trainer insists on use_cpu; here it is said for the user.
@@ -77,10 +77,16 @@ class PolicyArguments(HealthOptions):
 class RecipeArguments(RoundRewardArguments, PolicyArguments):
     """What a recipe on problems with answers needs beyond the trainer's config."""
 
-    dataset: str = field(default="gsm8k", metadata={"help": "Training problems.", "choices": list(TRAINED_ON)})
+    dataset: str = field(
+        default="gsm8k",
+        metadata={"help": f"Training problems: {', '.join(TRAINED_ON)}, or a file of yours that ends in .jsonl."},
+    )
     eval_datasets: list[str] | None = field(
         default=None,
-        metadata={"help": "Held-out problems, any number of sets; unset: of the training set's own.", "nargs": "+"},
+        metadata={
+            "help": "Held-out problems, any number of sets or files; unset: of the training set's own.",
+            "nargs": "+",
+        },
     )
     difficulty: str = field(
         default="mixed", metadata={"help": "Of the built-in arithmetic.", "choices": list(DIFFICULTIES)}
@@ -107,16 +113,20 @@ class RecipeArguments(RoundRewardArguments, PolicyArguments):
     def __post_init__(self) -> None:
         PolicyArguments.__post_init__(self)
         self.check_reward_model()
-        one_of("dataset", self.dataset, TRAINED_ON)
-        row = DATASETS[self.dataset]
+        row = problems_named("dataset", self.dataset, TRAINED_ON)
         self.answer_format = self.answer_format or row.answer_format
         self.reward_funcs = self.reward_funcs or ([] if self.reward_model else [row.reward])
+        if self.eval_datasets is None and self.dataset not in DATASETS:
+            raise ValueError(
+                f"`eval_datasets` is unset, and the file {self.dataset!r} has no held-out split; name another "
+                f"file, or any of: {', '.join(DATASETS)}."
+            )
         self.eval_datasets = self.eval_datasets or [self.dataset]
         one_of("answer_format", self.answer_format, ANSWER_FORMATS)
         one_of("difficulty", self.difficulty, DIFFICULTIES)
         for name in self.reward_funcs:
             one_of("reward_funcs", name, REWARDS)
         for name in self.eval_datasets:
-            one_of("eval_datasets", name, DATASETS)
+            problems_named("eval_datasets", name)
         for name in ("eval_size", "eval_batch_size", "sft_batch_size"):
             at_least(name, getattr(self, name))

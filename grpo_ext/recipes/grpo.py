@@ -37,7 +37,7 @@ from grpo_ext.models import load_policy, resolve_model, save_policy
 from grpo_ext.models.saving import check_formats
 from grpo_ext.recipes.arguments import DEFAULTS, PolicyArguments, RecipeArguments
 from grpo_ext.recipes.iterative import ReplayedReward
-from grpo_ext.recipes.problems import DATASETS, load_problems
+from grpo_ext.recipes.problems import load_problems, problems_named
 from grpo_ext.recipes.warm_up import warm_up
 from grpo_ext.report import changed_fields, hardware, learning_curve, versions, write_json
 from grpo_ext.rewards import REWARDS
@@ -129,10 +129,9 @@ def measured(
 ) -> dict[str, dict[str, float]]:
     """Greedy accuracy on each held-out set, see `evaluate`."""
     return {
-        name: evaluate(
-            policy, tokenizer, rows, config.max_completion_length, args.eval_batch_size, DATASETS[name].measures
-        )
+        name: evaluate(policy, tokenizer, rows, config.max_completion_length, args.eval_batch_size, row.measures)
         for name, rows in tests.items()
+        for row in [problems_named("eval_datasets", name)]
     }
 
 
@@ -147,7 +146,7 @@ def learned_reward(args: RecipeArguments, train: Dataset, tokenizer: Any) -> Rep
     """The reward model of the run, or None."""
     if args.reward_model is None:
         return None
-    return ReplayedReward(args, train, tokenizer, check=REWARDS[DATASETS[args.dataset].reward])
+    return ReplayedReward(args, train, tokenizer, check=REWARDS[problems_named("dataset", args.dataset).reward])
 
 
 def conditions(argv: Sequence[str], recipe: str, args: RecipeArguments, config: GRPOExtConfig) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The problems that a recipe trains on and is measured on, by name."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ from grpo_ext.data.arithmetic import arithmetic
 from grpo_ext.data.cmath import cmath
 from grpo_ext.data.gsm8k import gsm8k
 from grpo_ext.data.math import math
-from grpo_ext.evaluation.tasks import TASKS
+from grpo_ext.evaluation.tasks import TASKS, task_of_file
 
 COLUMNS = ["prompt", "answer", "question", "solution", "answer_format"]
 BUILT_IN_SIZE = 2048
@@ -77,6 +77,32 @@ DATASETS: dict[str, Problems] = {
 TRAINED_ON = tuple(name for name, row in DATASETS.items() if row.train is not None)
 
 
+def problems_named(field: str, name: str, names: Collection[str] = DATASETS) -> Problems:
+    """A row of `DATASETS`, or one made of the user's file.
+
+    Args:
+        field: the option that names it, for the message.
+        name: name of a row, or path of a JSON Lines file that ends in ".jsonl".
+        names: rows that fit.
+
+    Returns:
+        The row.
+
+    Raises:
+        ValueError: it is neither.
+        FileNotFoundError: there is no such file.
+    """
+    if name in names:
+        return DATASETS[name]
+    task = task_of_file(field, name, names)
+
+    def load(split: str, answer_format: str, args: Asked, size: int | None, seed: int) -> Dataset:
+        return task.load(split, answer_format, args.system_prompt, True, size, seed)
+
+    measures = (task.strict, task.lenient)
+    return Problems(load, task.answer_format, task.strict, measures, train=task.split, test=task.split)
+
+
 def load_problems(args: Asked, split: str, size: int | None, seed: int, dataset: str | None = None) -> Dataset:
     """Rows of one split of a data set.
 
@@ -85,7 +111,7 @@ def load_problems(args: Asked, split: str, size: int | None, seed: int, dataset:
         split: "train" or "test".
         size: rows, or None for all (2,048 of the built-in problems).
         seed: of the order.
-        dataset: a row of `DATASETS`; None takes that of the arguments.
+        dataset: a row of `DATASETS` or a file; None takes that of the arguments.
 
     Returns:
         `prompt`, `answer`, `question`, `solution` and `answer_format`, and what else the data set has.
@@ -94,14 +120,15 @@ def load_problems(args: Asked, split: str, size: int | None, seed: int, dataset:
         ValueError: the data set has no such split, or fewer rows.
     """
     name = dataset or args.dataset
-    row = DATASETS[name]
+    row, trained_on = problems_named("dataset", name), problems_named("dataset", args.dataset)
     if row.parts:
         return _mixed([load_problems(args, split, None, seed, part) for part in row.parts], name, size, seed)
     own = row.train if split == "train" else row.test
     if row.load is None or own is None:
         raise ValueError(f"`dataset` {name!r} has no {split} split; it must be one of: {', '.join(TRAINED_ON)}.")
-    trained = name == args.dataset or name in DATASETS[args.dataset].parts
-    chosen = args.answer_format or DATASETS[args.dataset].answer_format
+    # A file of the user's is asked as what is trained on
+    trained = name == args.dataset or name in trained_on.parts or name not in DATASETS
+    chosen = args.answer_format or trained_on.answer_format
     return row.load(own, chosen if trained else row.answer_format, args, size, seed)
 
 

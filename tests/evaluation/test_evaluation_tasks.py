@@ -150,7 +150,10 @@ def test_a_file_of_the_users(tmp_path: Path) -> None:
     ("rows", "match"),
     [
         ([{"question": "1?"}], "no column 'answer'"),
-        ([{"text": "1?", "answer": "1"}], "no column 'question' or 'prompt'; it has text, answer"),
+        (
+            [{"text": "1?", "answer": "1"}],
+            "no column 'prompt' or .* or 'input'; it has text, answer",
+        ),
         ([{"question": " ", "answer": "1"}], "row 0: columns 'question' and 'answer' must both hold"),
         ([{"question": "1?", "answer": "1", "answer_format": "xml"}], "answer_format is 'xml'"),
         ([], "holds no rows"),

@@ -17,6 +17,7 @@ from trl import GRPOTrainer
 
 from grpo_ext.checkpoints import LAST
 from grpo_ext.faults import RunStopped
+from grpo_ext.launch import leave_process_group
 
 RUN: dict[str, Any] = {"max_steps": 3, "per_device_train_batch_size": 2, "ddp_backend": "gloo"}
 
@@ -60,8 +61,8 @@ def main(folder: Path, out: Path) -> None:
     found = {"stops": stops, "whole": weights(whole.model), "again": weights(again.model)}
     logs = {"whole_log": history(whole), "again_log": history(again)}
     torch.save({**found, **logs}, out / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
+    leave_process_group()

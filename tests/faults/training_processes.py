@@ -14,6 +14,7 @@ from test_finite_faults import infinite, spoil
 from tiny_runs import make, weights
 
 from grpo_ext.faults import RunStopped
+from grpo_ext.launch import leave_process_group
 
 
 def main(folder: Path, out: Path) -> None:
@@ -33,3 +34,4 @@ def main(folder: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
+    leave_process_group()

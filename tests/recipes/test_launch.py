@@ -1,12 +1,15 @@
 """How a recipe starts: the back end before TRL, and thin faces over one run."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from grpo_ext.flags import flag
+from grpo_ext.launch import run
 
 ROOT = Path(__file__).resolve().parents[2]
 FACES = ["gsm8k", "math", "cmath", "deepseekmath", "rlhf"]
@@ -56,3 +59,15 @@ def test_unknown_back_end_in_one_line(tmp_path: Path) -> None:
 def test_flags_as_argparse_reads_them() -> None:
     assert flag(["--a", "1", "--a=2", "--ab", "3"], "a") == "2"
     assert flag(["--a"], "a") is None and flag([], "a") is None and flag(["--a="], "a") == ""
+
+
+def test_a_run_ends_its_process_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("grpo_ext"), "handlers", [])
+
+    def main(words: list[str]) -> int:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+        return 0
+
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    assert ended.value.code == 0 and not torch.distributed.is_initialized()

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from grpo_ext.data.sources import DATA_FOLDER_VARIABLE
+from grpo_ext.plan.batch import problems_in
 from grpo_ext.recipes.arguments import RecipeArguments
-from grpo_ext.recipes.problems import COLUMNS, DATASETS, TRAINED_ON, load_problems
+from grpo_ext.recipes.problems import COLUMNS, DATASETS, TRAINED_ON, load_problems, problems_named
 from grpo_ext.rewards import ANSWER_FORMATS, REWARDS
 
 
@@ -61,7 +62,29 @@ def test_the_named_format_holds_for_what_is_trained_on_and_not_out_of_domain(dat
     assert found == {"gsm8k": "tags", "math": "tags", "cmath": "chinese"}
 
 
-def test_refusals() -> None:
+def test_files_of_the_users(data: None, tmp_path: Path) -> None:
+    train, test = str(tmp_path / "train.jsonl"), str(tmp_path / "test.jsonl")
+    Path(train).write_text('{"input": "1+1?", "target": 2.0}\n{"input": "2+2?", "target": 4.0}\n')
+    Path(test).write_text('{"question": "3+3?", "answer": "6", "solution": "so\\n#### 6"}\n')
+    args = RecipeArguments(dataset=train, answer_format="hash", eval_datasets=[test, "cmath"])
+    rows = load_problems(args, "train", None, 0)
+    assert rows["answer"] == ["2", "4"] and rows["solution"] == ["#### 2", "#### 4"] and rows.column_names == [
+        "prompt", "answer", "question", "solution", "answer_format"
+    ]  # fmt: skip
+    (held_out,) = load_problems(args, "test", None, 0, test)
+    assert held_out["solution"] == "so\n#### 6" and held_out["answer_format"] == "hash"
+    row = problems_named("dataset", train)
+    assert args.reward_funcs == [row.reward] and row.measures[0] == row.reward
+    assert REWARDS[row.reward]([held_out["solution"]], answer=["6"], answer_format=["hash"]) == [1.0]
+    assert problems_in(train) == 2
+
+
+def test_refusals(tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_text('{"question": "1+1?", "answer": 2}\n')
+    with pytest.raises(ValueError, match=r"`eval_datasets` is unset, and the file '.*own\.jsonl' has no"):
+        RecipeArguments(dataset=str(tmp_path / "own.jsonl"))
+    with pytest.raises(FileNotFoundError, match=r"`dataset` names the file 'none\.jsonl', which does not exist"):
+        RecipeArguments(dataset="none.jsonl")
     with pytest.raises(ValueError, match="`dataset` is 'cmath'; it must be one of: gsm8k, arithmetic, math"):
         RecipeArguments(dataset="cmath")
     with pytest.raises(ValueError, match="`eval_datasets` is 'mnist'"):

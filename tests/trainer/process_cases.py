@@ -25,6 +25,7 @@ from trl import GRPOTrainer
 
 from grpo_ext import GRPOExtConfig, GRPOExtTrainer
 from grpo_ext.checkpoints import LAST
+from grpo_ext.launch import leave_process_group
 from grpo_ext.ops.advantages import BASELINES, SCALES
 from grpo_ext.ops.aggregation import AGGREGATIONS
 from grpo_ext.ops.kl import KL_CONTROLLERS, KL_ESTIMATORS
@@ -191,6 +192,7 @@ def main(folder: Path, out: Path, names: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
         train(folder, out, name)
+    leave_process_group()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from tiny_runs import make, weights
 
+from grpo_ext.launch import leave_process_group
+
 # For each row of a process the rewards of its steps, which end after 1, 2, 3... tokens. The group of four rows lies on
 # two processes, and the longest row decides how wide the table is on both.
 SCRIPT = {0: [[1.0, 0.0], [0.5]], 1: [[], [2.0, 1.0, 1.0]]}
@@ -39,3 +41,4 @@ def main(folder: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
+    leave_process_group()

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from resampled_runs import run, scripted
 
+from grpo_ext.launch import leave_process_group
+
 # Two groups of four on each process; a reward sees those of its own process. At first process 0 lacks one group and
 # process 1 none, so both draw ceil(1 * 5 / 4) = 2. Process 0 finds one there, process 1 carries both of its own over.
 SCRIPT = {
@@ -41,3 +43,4 @@ def main(folder: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
+    leave_process_group()

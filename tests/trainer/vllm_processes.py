@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from tiny_runs import make, weights
 
+from grpo_ext.launch import leave_process_group
+
 
 def main(folder: Path, out: Path, url: str) -> None:
     trainer = make(
@@ -34,3 +36,4 @@ def main(folder: Path, out: Path, url: str) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    leave_process_group()
