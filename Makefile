@@ -6,6 +6,7 @@
 #   make test-loggers tests with Weights & Biases and trackio, offline
 #   make test-vllm    tests with the real vLLM, and
 #   make test-unsloth with the real Unsloth, which share an environment of their own
+#   make test-wheel   the package as pip installs it, in an environment and a folder of its own
 #   make check        lint, format and types           make clean       remove what make made
 #   make audit        known advisories for the pinned packages
 #   make docs         the documentation as a site in site/; a dead link is an error
@@ -45,7 +46,7 @@ PYTEST_ARGS ?=
 # The tests with a mark and their files alone: the environment of vLLM and Unsloth lacks what other files import.
 marked = -m $(1) $(shell grep -rlE --include="test_*.py" "mark\.$(1)\b" tests)
 
-.PHONY: quickstart test test-slow test-browser test-loggers test-vllm test-unsloth check audit docs install install-vllm install-unsloth clean help
+.PHONY: quickstart test test-slow test-wheel test-browser test-loggers test-vllm test-unsloth check audit docs install install-vllm install-unsloth clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -59,6 +60,9 @@ test: $(HAS_DEV)
 
 test-slow: $(HAS_DEV)
 	$(PYTEST) -m slow --timeout 1200 $(PYTEST_ARGS)
+
+test-wheel: $(HAS_DEV)
+	@BUILDER=$(BIN)/python PYTHON=$(PYTHON) TORCH="$(TORCH)" PINS=$(PINS) bash .ci/wheel.sh
 
 # Chromium and its driver are Debian's packages chromium and chromium-driver.
 test-browser: $(HAS_DEV)

@@ -106,6 +106,9 @@ class RecipeArguments(RoundRewardArguments, PolicyArguments):
             "nargs": "+",
         },
     )
+    sft_dataset: str | None = field(
+        default=None, metadata={"help": "Worked answers of the warm-up, a set or a file; unset: the training set's."}
+    )
     sft_steps: int = field(default=0, metadata={"help": "Supervised warm-up steps before anything is measured."})
     sft_batch_size: int = field(default=16, metadata={"help": "Worked answers a warm-up step."})
     sft_learning_rate: float = field(default=3e-4, metadata={"help": "Of the warm-up."})
@@ -122,6 +125,7 @@ class RecipeArguments(RoundRewardArguments, PolicyArguments):
                 f"file, or any of: {', '.join(DATASETS)}."
             )
         self.eval_datasets = self.eval_datasets or [self.dataset]
+        problems_named("sft_dataset", self.sft_dataset or self.dataset, TRAINED_ON)
         one_of("answer_format", self.answer_format, ANSWER_FORMATS)
         one_of("difficulty", self.difficulty, DIFFICULTIES)
         for name in self.reward_funcs:

@@ -71,7 +71,8 @@ def make_policy(args: RecipeArguments, config: GRPOExtConfig) -> tuple[Any, Any]
     policy, tokenizer = open_policy(args, config)
     if args.sft_steps:
         print(f"Supervised warm-up: {args.sft_steps} steps of {args.sft_batch_size} worked answers", flush=True)
-        worked = load_problems(args, "train", args.sft_steps * args.sft_batch_size, seed=1000 + config.seed)
+        rows = args.sft_steps * args.sft_batch_size
+        worked = load_problems(args, "train", rows, seed=1000 + config.seed, dataset=args.sft_dataset)
         warm_up(policy, tokenizer, worked, args.sft_steps, args.sft_batch_size, args.sft_learning_rate)
     return policy, tokenizer
 

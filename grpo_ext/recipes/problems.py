@@ -107,7 +107,8 @@ def load_problems(args: Asked, split: str, size: int | None, seed: int, dataset:
     """Rows of one split of a data set.
 
     Args:
-        args: the recipe's arguments; their `answer_format` holds for `dataset` of the arguments and its parts.
+        args: the recipe's arguments; their `answer_format` holds for all training splits, for `dataset` of the
+            arguments and its parts, and for files.
         split: "train" or "test".
         size: rows, or None for all (2,048 of the built-in problems).
         seed: of the order.
@@ -126,8 +127,8 @@ def load_problems(args: Asked, split: str, size: int | None, seed: int, dataset:
     own = row.train if split == "train" else row.test
     if row.load is None or own is None:
         raise ValueError(f"`dataset` {name!r} has no {split} split; it must be one of: {', '.join(TRAINED_ON)}.")
-    # A file of the user's is asked as what is trained on
-    trained = name == args.dataset or name in trained_on.parts or name not in DATASETS
+    # Out of domain is a named set that only measures; a file of the user's is asked as what is trained on
+    trained = split == "train" or name == args.dataset or name in trained_on.parts or name not in DATASETS
     chosen = args.answer_format or trained_on.answer_format
     return row.load(own, chosen if trained else row.answer_format, args, size, seed)
 

@@ -77,6 +77,9 @@ def test_files_of_the_users(data: None, tmp_path: Path) -> None:
     assert args.reward_funcs == [row.reward] and row.measures[0] == row.reward
     assert REWARDS[row.reward]([held_out["solution"]], answer=["6"], answer_format=["hash"]) == [1.0]
     assert problems_in(train) == 2
+    # The warm-up speaks the format that is trained
+    args = RecipeArguments(dataset=train, eval_datasets=[test], sft_dataset="gsm8k")
+    assert load_problems(args, "train", 1, 0, args.sft_dataset)[0]["answer_format"] == row.answer_format != "hash"
 
 
 def test_refusals(tmp_path: Path) -> None:
@@ -89,5 +92,7 @@ def test_refusals(tmp_path: Path) -> None:
         RecipeArguments(dataset="cmath")
     with pytest.raises(ValueError, match="`eval_datasets` is 'mnist'"):
         RecipeArguments(eval_datasets=["gsm8k", "mnist"])
+    with pytest.raises(ValueError, match="`sft_dataset` is 'cmath'"):
+        RecipeArguments(sft_dataset="cmath")
     with pytest.raises(ValueError, match="`dataset` 'cmath' has no train split"):
         load_problems(RecipeArguments(), "train", 1, 0, "cmath")
