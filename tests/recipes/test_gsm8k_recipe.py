@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -59,16 +57,6 @@ def test_unwritable_folder_is_found_before_the_model_loads(tmp_path: Path) -> No
 def test_missing_model_folder(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=re.escape(str(tmp_path / "none"))):
         main(words(tmp_path / "none", tmp_path / "run"))
-
-
-def test_readme_code_runs(tmp_path: Path) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        done = subprocess.run(
-            [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.slow
