@@ -100,7 +100,7 @@ def layered(
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"`preset` is {preset!r}; it must be one of: {', '.join(PRESETS)}.")
 
-    parser = Parser((recipe, *others), prog=None)
+    parser = Parser((recipe, *others), prog=None, allow_abbrev=False)
     layers = {**defaults, **PRESETS.get(preset or "", {}), **from_file}
     parser.set_defaults_with_config(**layers)
     rest = [word for word in argv if not word.startswith("--config=")]

@@ -73,6 +73,9 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
         for line in (f"error: {error}", *getattr(error, "__notes__", ())):
             print(visible(line), file=sys.stderr)
         code = FAULTED if isinstance(error, RunStopped) else 2
+        if isinstance(error, RunStopped):
+            # Raised by all processes alike, so none waits for another
+            leave_process_group()
     sys.exit(code)
 
 

@@ -99,8 +99,8 @@ def formula(fields: Mapping[str, Any]) -> str:
         "A = (v − b) / s",
         *_part("baseline b", baseline, BASELINES[baseline]),
         *_part("scale s", scale, SCALES[scale]),
-        f"w = π / π_{objective.ratio_against}",
-        *_part("ratio w", objective.ratio_level, RATIO_LEVELS[objective.ratio_level]),
+        *([f"        ε = {config.advantage_eps:g}"] if scale != "none" else []),
+        *_ratio(objective),
         f"L = {_loss(objective, config.beta)}",
         *_part("surrogate", objective.surrogate, SURROGATES[objective.surrogate]),
         *_constants(objective),
@@ -111,6 +111,14 @@ def formula(fields: Mapping[str, Any]) -> str:
             f"KL to π_{objective.kl_against}", objective.kl_estimator, KL_ESTIMATORS[objective.kl_estimator]
         )
     return "\n".join(lines)
+
+
+def _ratio(objective: Objective) -> list[str]:
+    # The plain policy gradient has none
+    if objective.surrogate == "reinforce":
+        return []
+    level = objective.ratio_level
+    return [f"w = π / π_{objective.ratio_against}", *_part("ratio w", level, RATIO_LEVELS[level])]
 
 
 def _loss(objective: Objective, beta: float) -> str:

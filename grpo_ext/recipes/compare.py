@@ -18,6 +18,7 @@ from typing import Any
 
 from grpo_ext.checks import at_least, check_output_dir, one_of
 from grpo_ext.cli import parse
+from grpo_ext.flags import flag
 from grpo_ext.hub import without_token
 from grpo_ext.launch import prepare, run
 from grpo_ext.presets import PRESETS
@@ -37,6 +38,13 @@ BASE: dict[str, Any] = {
     "max_steps": MAX_STEPS,
     "completions_mb": 0,
     "sample_every": 0,
+}
+# Flags of a run that belong to the comparison -> its own flag for them
+OWN = {
+    "seed": "seeds",
+    "preset": "variants",
+    "max_generated_tokens": "generated_tokens",
+    "resume_from_checkpoint": "output_dir",
 }
 # What stands beside the presets: fields of the config, over the preset that the row names
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -157,6 +165,13 @@ def check(args: argparse.Namespace, more: Sequence[str]) -> None:
 
     for variant in args.variants:
         one_of("variants", variant, VARIANTS)
+    for name in ("variants", "seeds"):
+        given = getattr(args, name)
+        if len(set(given)) < len(given):
+            raise ValueError(f"`{name}` names one twice: {', '.join(map(str, given))}; name each once.")
+    for name, instead in OWN.items():
+        if flag(more, name) is not None or flag(more, name.replace("_", "-")) is not None:
+            raise ValueError(f"`{name}` would be the same in all runs of a comparison; use --{instead} in its place.")
     for name in ("generated_tokens", "jobs"):
         at_least(name, getattr(args, name))
     check_output_dir(args.output_dir)

@@ -3,8 +3,10 @@
 import ast
 import inspect
 import io
+import json
 import tokenize
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,14 +17,21 @@ from grpo_ext import presets
 from grpo_ext.config import GRPOExtConfig
 from grpo_ext.hub.formula import PAPERS, formula
 from grpo_ext.presets import PRESETS
+from grpo_ext.report.comparison import Comparison
+from grpo_ext.report.comparison import table as comparison_table
 
 NOTES: dict[str, dict[str, Any]] = yaml.safe_load((DOCS / "reference" / "presets" / "presets.yaml").read_text("utf-8"))
 WRITTEN = (
     "This page is written by `python tests/docs/reference_pages.py` from the code and from `presets.yaml` beside it.\n"
 )
+# Comparisons that are kept beside docs/explanation/comparisons.md -> what they train on
+COMPARED = {"built_in": "Built-in problems of one step"}
+MEASURED = (
+    "SmolLM2-135M-Instruct, three seeds, equal generated tokens, greedy accuracy on held-out problems; "
+    "[all variants, curves and commands](../../explanation/comparisons.md). No larger model was measured.\n"
+)
 NOT_MEASURED = (
-    "Not measured with a large model. [Measured comparisons](../../explanation/comparisons.md) has the presets that "
-    "were run side by side on a small one.\n"
+    "Not measured. [Measured comparisons](../../explanation/comparisons.md) has presets that were run side by side.\n"
 )
 
 
@@ -50,6 +59,20 @@ def paper(name: str) -> str:
     return "no single paper" if found is None else f"{found[0]}, [{found[1]}](https://arxiv.org/abs/{found[1]})"
 
 
+def result(name: str) -> str:
+    """Rows of the kept comparisons that have the preset."""
+    parts = []
+    for stem, problems in COMPARED.items():
+        kept = DOCS / "assets" / "comparisons" / f"{stem}.json"
+        found = Comparison.from_json(json.loads(kept.read_text("utf-8")))
+        first = found.outcomes[0].variant
+        runs = [run for run in found.outcomes if run.variant in (first, name)]
+        if any(run.variant == name for run in runs):
+            rows = comparison_table(replace(found, outcomes=runs))
+            parts.append(f"{problems}, {found.budget:,} tokens a run:\n\n{rows}")
+    return "\n".join([MEASURED, *parts]) if parts else NOT_MEASURED
+
+
 def preset_page(name: str) -> str:
     """docs/reference/presets/NAME.md."""
     notes, comments = NOTES[name], sources()[name]
@@ -69,8 +92,9 @@ def preset_page(name: str) -> str:
         "## What differs from the paper\n" if PAPERS[name] else "## What to know\n",
         "".join(f"- {line}\n" for line in notes["differs"]),
         "## Result\n",
-        notes.get("result", NOT_MEASURED),
+        result(name),
         "## Replicate\n",
+        "Flags alone change [the quickstart](../../tutorials/first_run.md); a YAML file is a run of its own.\n",
         f"```bash\n{notes['replicate'].strip()}\n```\n",
         "Against another variant, with the same number of generated tokens for each of several seeds:\n",
         f"```bash\npython -m grpo_ext.recipes.compare --variants {other} {name}\n```\n",
@@ -90,7 +114,7 @@ def index_page() -> str:
             [
                 f"[`{name}`]({name}.md)",
                 f"{config.advantage_baseline}, {config.scale_rewards}",
-                f"{objective.ratio_level}{to}",
+                "none" if objective.surrogate == "reinforce" else f"{objective.ratio_level}{to}",
                 objective.surrogate,
                 objective.aggregation,
                 f"{objective.kl_estimator}{held}, {config.beta:g}" if config.beta else "none",
@@ -99,9 +123,9 @@ def index_page() -> str:
     head = ["preset", "baseline, scale", "ratio", "surrogate", "aggregation", "KL"]
     parts = [
         "# Presets\n",
-        "A preset is a dict of config fields in `grpo_ext/presets.py`, each value with the section of its paper. Use "
-        'one as `GRPOExtConfig(**PRESETS["gspo"])` with your own fields beside it, or as `--preset gspo`. What a YAML '
-        "file or a flag says comes after the preset.\n",
+        "A preset is a dict of config fields in `grpo_ext/presets.py`, values with the section of the paper where it "
+        'gives one. Use one as `GRPOExtConfig(**PRESETS["gspo"])` with your own fields beside it, or as '
+        "`--preset gspo`. What a YAML file or a flag says comes after the preset.\n",
         "The words in the columns are rows of [the axes](../../explanation/axes.md), with their formulas under "
         "[Formulas](../ops.md). Where nothing is said, a ratio is to the old policy and a KL to the reference.\n",
         table(head, [[row[0], *map(plain, row[1:])] for row in rows]),

@@ -85,7 +85,7 @@ KINDS: dict[str, Callable[[str], None]] = {
     r"python (?!-m)\S+\.py$": _file,
     r"(VLLM_\w+=\S+ )*(vllm serve|python -m vllm\.)": _nothing,
     r"(torchrun|accelerate launch|srun|sbatch|scontrol) ": _paths,
-    r"(export|unset) \w+|\w+=\S+$|cd |mkdir |awk ": _nothing,
+    r"(export|unset) \w+|\w+=\S+$|cd |mkdir |awk |\. \.venv/": _nothing,
     r"(until|for|while|if|then|do|done|fi|\[)\b|\[ |#SBATCH": _nothing,
 }
 COMMAND = re.compile(r"(?<!\S)(python -m grpo_ext[\w.]*|grpo-ext)(?!\S)((?: [^\n;|&]*)?)")
@@ -132,15 +132,19 @@ def check_command(words: Sequence[str]) -> None:
         read_recipe(words[2].rpartition(".")[2], list(words[3:]))
 
 
+def own_files(argv: Sequence[str]) -> None:
+    """Make the files of problems that a command names, empty; the tests stand in an empty folder."""
+    for path in (Path(word) for word in argv if word.endswith(".jsonl")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
 def read_recipe(name: str, argv: list[str]) -> None:
     """Read the words after a recipe's name; a YAML file that is not there is left out."""
     cls, with_config = RECIPES[name]
     if "--help" in argv:
         return
-    # Problems of a reader's own; the tests stand in an empty folder
-    for path in (Path(word) for word in argv if word.endswith(".jsonl")):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+    own_files(argv)
     if "--config" in argv:
         at = argv.index("--config")
         path = next((place for place in (Path(argv[at + 1]), ROOT / argv[at + 1]) if place.is_file()), None)

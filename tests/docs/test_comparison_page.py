@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from snippets import own_files
 
 from grpo_ext.recipes import compare
 from grpo_ext.report.comparison import Comparison, table
@@ -14,7 +15,8 @@ KEPT = sorted((DOCS / "assets" / "comparisons").glob("*.json"))
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
-def test_a_table_is_its_runs(path: Path, tmp_path: Path) -> None:
+def test_a_table_is_its_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     found = Comparison.from_json(json.loads(path.read_text(encoding="utf-8")))
     assert table(found) in PAGE
     assert f"```bash\n{found.command}\n```" in PAGE
@@ -23,6 +25,7 @@ def test_a_table_is_its_runs(path: Path, tmp_path: Path) -> None:
     words = found.command.split()
     assert words[:3] == ["python", "-m", "grpo_ext.recipes.compare"]
     args, more = compare.parser().parse_known_args(words[3:])
+    own_files(more)
     args.output_dir = str(tmp_path)
     compare.check(args, more)
     assert args.generated_tokens == found.budget

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from grpo_ext.callbacks.health import STOPPED
+from grpo_ext.callbacks.interrupt import REQUEUE
+from grpo_ext.faults import FAULTED
 from grpo_ext.health import DETECTORS, thresholds
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "how-to" / "health.md").read_text(encoding="utf-8")
@@ -25,7 +27,10 @@ def test_thresholds_are_those_of_the_code(name: str) -> None:
 
 
 def test_the_exit_code_is_told() -> None:
-    assert f"code {STOPPED} (0: finished, 2: an error, 130: Ctrl-C)" in PAGE.replace("\n", " ")
+    codes = (
+        f"code {STOPPED} (0: finished, 2: an error, {FAULTED}: a [fault](faults.md), {REQUEUE}: SIGTERM, 130: Ctrl-C)"
+    )
+    assert codes in PAGE.replace("\n", " ")
 
 
 def test_the_script_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,12 @@ def test_flag_over_file_over_preset_over_default(tmp_path: Path) -> None:
     assert read(*common, "--preset=gspo", f"--config={file}", "--epsilon", "0.1")[1].epsilon == 0.1
 
 
+def test_a_beginning_of_a_flag_is_none(tmp_path: Path) -> None:
+    # The layers are read by whole names: an abbreviated preset would be a name without its values
+    with pytest.raises(ValueError, match=r"`--pres` is no flag of this recipe; did you mean --preset\?"):
+        read("--output_dir", str(tmp_path), "--pres", "dapo")
+
+
 def test_preset_named_in_the_file(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("preset: gmpo\n")

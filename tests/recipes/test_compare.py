@@ -52,6 +52,9 @@ def test_each_variant_is_a_command_that_the_recipe_takes(variant: str, tmp_path:
         (["--variants", "dr_gpro"], "`variants` is 'dr_gpro'"),
         (["--generated_tokens", "0"], "`generated_tokens` is 0"),
         (["--num_generations", "1"], "`num_generations` is 1"),
+        (["--seeds", "0", "1", "0"], "`seeds` names one twice: 0, 1, 0"),
+        (["--seed", "5"], "`seed` would be the same in all runs .*use --seeds"),
+        (["--max-generated-tokens=5"], "`max_generated_tokens` .*use --generated_tokens"),
     ],
 )
 def test_refused_before_the_first_run(flags: list[str], message: str, tmp_path: Path) -> None:
