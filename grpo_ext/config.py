@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from grpo_ext.checks import check_limits, check_types
+from grpo_ext.checks import check_company, check_limits, check_types, choice
 from grpo_ext.objective import TRL_LOSS_TYPES, Objective
 from grpo_ext.ops.advantages import BASELINES, SCALES
 from grpo_ext.ops.aggregation import AGGREGATIONS
@@ -14,7 +14,7 @@ from grpo_ext.ops.ratios import RATIO_LEVELS
 from grpo_ext.ops.surrogates import SURROGATES, Clipping
 from grpo_ext.rewards.fault_options import RewardFaultOptions
 from grpo_ext.rewards.process_options import ProcessOptions
-from grpo_ext.rollouts.options import RolloutOptions, choice
+from grpo_ext.rollouts.options import RolloutOptions
 from grpo_ext.scoring.attention import BACKENDS
 
 # What TRL itself takes in the two fields that we extend.
@@ -183,6 +183,12 @@ class GRPOExtConfig(RewardFaultOptions, ProcessOptions, RolloutOptions):
         self.check_vllm()
         self.check_process()
         self.check_reward_faults()
+        check_company(self)
+        if self.advantage_baseline == "none" and self.scale_rewards != "none":
+            raise ValueError(
+                "`advantage_baseline` is 'none', so equal rewards would be divided by almost 0 under `scale_rewards` "
+                f"{self.scale_rewards!r}; set scale_rewards='none'."
+            )
         objective = self.objective()
         if objective.kl_estimator == "k1" and objective.kl_in_loss and self.beta != 0.0:
             raise ValueError(
@@ -192,18 +198,13 @@ class GRPOExtConfig(RewardFaultOptions, ProcessOptions, RolloutOptions):
             raise ValueError(
                 "`ratio_against` is 'reference', but with `beta` 0 TRL keeps no reference; set beta=1e-6 or more."
             )
-        if self.kl_controller not in (None, "fixed") and ((self.kl_target or 0.0) <= 0.0 or self.beta == 0.0):
+        if self.kl_controller not in (None, "fixed") and (self.kl_target is None or self.beta == 0.0):
             raise ValueError(
                 f"`kl_controller` {self.kl_controller!r} needs `kl_target` > 0 and `beta` > 0 to start from; found "
                 f"kl_target={self.kl_target}, beta={self.beta}."
             )
         if self.kl_in == "reward":
             self._check_kl_in_reward()
-        if self.scoring_attention is not None and self.scoring == "padded":
-            raise ValueError(
-                f"`scoring_attention` is {self.scoring_attention!r}, but with `scoring` 'padded' there is no tree to "
-                "attend over; leave one of the two unset."
-            )
         if not self.uses_own_objective:
             return
         if self.use_adaptive_entropy:

@@ -118,13 +118,15 @@ def recover(output_dir: Path) -> None:
         output_dir: folder of the run, which may not exist.
     """
     working = output_dir / WORKING
-    if not working.is_dir():
+    try:
+        found = list(working.iterdir())
+    except FileNotFoundError:
         return
-    for folder in working.iterdir():
+    for folder in found:
         final = output_dir / folder.name
-        if _NAME.fullmatch(folder.name) and not final.exists() and flaw(folder) is None:
-            # Another process may have been first
-            with suppress(OSError):
+        # Another process may have been first
+        with suppress(OSError):
+            if _NAME.fullmatch(folder.name) and not final.exists() and flaw(folder) is None:
                 folder.rename(final)
     shutil.rmtree(working, ignore_errors=True)
 

@@ -7,7 +7,7 @@
 - `rows`: the columns and rows of a dataset.
 """
 
-from grpo_ext.checks.conditions import check_given, check_limits
+from grpo_ext.checks.conditions import check_company, check_given, check_limits
 from grpo_ext.checks.limits import check_numbers
 from grpo_ext.checks.rows import (
     check_dataset,
@@ -18,11 +18,12 @@ from grpo_ext.checks.rows import (
     extreme_rows,
 )
 from grpo_ext.checks.types import brief, check_types, members, typed
-from grpo_ext.checks.values import at_least, check_output_dir, one_of
+from grpo_ext.checks.values import at_least, check_output_dir, choice, one_of
 
 __all__ = [
     "at_least",
     "brief",
+    "check_company",
     "check_dataset",
     "check_drawn",
     "check_given",
@@ -33,6 +34,7 @@ __all__ = [
     "check_reward_columns",
     "check_size",
     "check_types",
+    "choice",
     "extreme_rows",
     "members",
     "one_of",

@@ -156,6 +156,50 @@ def _faults(config: Any) -> Iterator[str]:
             yield f"`{name}` is {brief(getattr(config, name))}; it must be {words(config)}."
 
 
+# Field that acts in company alone -> (whether a config gives it that, the words for it)
+COMPANY: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "kl_target": (lambda c: c.kl_controller not in (None, "fixed"), "`kl_controller` 'ziegler' or 'ppo'"),
+    **dict.fromkeys(
+        ("num_beam_groups", "diversity_penalty"),
+        (lambda c: c.group_generation == "diverse_beam", "`group_generation` 'diverse_beam'"),
+    ),
+    "length_penalty": (
+        lambda c: c.group_generation not in ("sampling", "stochastic_beam"),
+        "`group_generation` 'beam', 'diverse_beam' or 'beam+sampling'",
+    ),
+    "resampling_rounds": (lambda c: c.resampling is not None, "`resampling`"),
+    **dict.fromkeys(
+        ("process_rollouts", "process_rollout_model", "process_rollout_check", "process_rollout_tokens"),
+        (
+            lambda c: c.process_reward in ("rollouts_soft", "rollouts_hard"),
+            "`process_reward` 'rollouts_soft' or 'rollouts_hard'",
+        ),
+    ),
+    **dict.fromkeys(
+        ("scoring_attention", "scoring_tokens"), (lambda c: c.scoring != "padded", "`scoring` 'auto' or 'tree'")
+    ),
+}
+
+
+def check_company(config: Any) -> None:
+    """Refuse fields that were set and would act on nothing.
+
+    Args:
+        config: a `GRPOExtConfig`.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    defaults = {spec.name: spec.default for spec in fields(config)}
+    for name, (has_company, words) in COMPANY.items():
+        value = getattr(config, name)
+        if value != defaults[name] and not has_company(config):
+            kept = "unset" if defaults[name] is None else f"at {defaults[name]!r}"
+            raise ValueError(
+                f"`{name}` is {brief(value)}, but it acts only with {words}; set that, or leave it {kept}."
+            )
+
+
 # What is wrong with a config and what the trainer is given beside it, and the sentence about it
 Given = tuple[Callable[[Any, Any, Mapping[str, Any]], bool], Callable[[Any], str]]
 GIVEN: tuple[Given, ...] = (

@@ -17,7 +17,7 @@ PORT: Limit = ("from 0 to 65535", lambda x: 0 <= x <= 65535)
 SEED: Limit = ("from 0 to 4294900000", lambda x: 0 <= x <= 4_294_900_000)
 # Each is a process; a number with too many noughts would fill the machine with them
 WORKERS: Limit = ("from 0 to 1024", lambda x: 0 <= x <= 1024)
-OFF_BELOW_ZERO: Limit = ("at least 1, or -1 for none", lambda x: x >= -1)
+OFF_BELOW_ZERO: Limit = ("at least 1, or 0 or -1 for none", lambda x: x >= -1)
 
 # Field -> what a number in it must be; None is left to the field's type
 LIMITS: dict[str, Limit] = {
@@ -46,6 +46,7 @@ LIMITS: dict[str, Limit] = {
     **dict.fromkeys(
         (
             "adam_epsilon",
+            "beta",
             "delta",
             "diversity_penalty",
             "epsilon",
@@ -74,6 +75,7 @@ LIMITS: dict[str, Limit] = {
             "advantage_eps",
             "ddp_bucket_cap_mb",
             "ddp_timeout",
+            "kl_target",
             "repetition_penalty",
             "sapo_temperature_neg",
             "sapo_temperature_pos",
@@ -133,6 +135,7 @@ RECIPE_LIMITS: dict[str, Limit] = {
         ),
         NOT_NEGATIVE,
     ),
+    **dict.fromkeys(("reward_epochs", "sft_epochs"), POSITIVE),
 }
 
 

@@ -1,10 +1,26 @@
-"""Checks of single values: a name among choices, a smallest number, a folder that can be written to."""
+"""Single values: a field with choices, a name among them, a smallest number, a folder that can be written to."""
 
 import os
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from dataclasses import field
 from pathlib import Path
 from typing import Any
+
+
+def choice(default: str | None, choices: Iterable[str], text: str) -> Any:
+    """A dataclass field whose value must be one of several names.
+
+    Args:
+        default: value when unset; None makes the field optional.
+        choices: allowed names.
+        text: what the field means, for the help.
+
+    Returns:
+        The field.
+    """
+    names = list(choices)
+    return field(default=default, metadata={"help": f"{text} One of: {', '.join(names)}.", "choices": names})
 
 
 def one_of(name: str, value: Any, choices: Collection[Any]) -> None:

@@ -2,7 +2,6 @@
 
 import gc
 import importlib.util
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ from grpo_ext.rollouts.vllm.engine import EngineOptions, start_engine
 from grpo_ext.rollouts.vllm.fleet import Fleet
 from grpo_ext.rollouts.vllm.requests import Sampling, room
 from grpo_ext.rollouts.vllm.server import Refused, Server, ServerDown, completion_of
-
-logger = logging.getLogger("grpo_ext")
 
 
 class _Asking:

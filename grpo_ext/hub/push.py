@@ -71,14 +71,14 @@ def impatient(seconds: float) -> Iterator[None]:
         session.timeout = before
 
 
-def push_run(folder: str | Path, target: Target, base_model: str | None = None, again: bool = True) -> str:
+def push_run(folder: str | Path, target: Target, base_model: str | None = None, reuse: bool = True) -> str:
     """Upload a finished run: prepare `to_push/`, look through it, commit it, and remove it when the hub has it.
 
     Args:
         folder: the run's `output_dir`.
         target: where it goes.
         base_model: the base's name on the hub, where the run was started from a local folder.
-        again: whether a folder that an earlier try has prepared is taken as it is.
+        reuse: whether a folder that an earlier try has prepared is taken as it is.
 
     Returns:
         Address of the commit.
@@ -90,7 +90,7 @@ def push_run(folder: str | Path, target: Target, base_model: str | None = None, 
     run = read_run(folder, base_model)
     name = target.name_for(run.folder)
     to_push = run.folder / FOLDER
-    state = kept(to_push) if again and base_model is None else None
+    state = kept(to_push) if reuse and base_model is None else None
     if state is None:
         state = kept(prepare(run, name, target.token))
         assert state is not None
@@ -180,5 +180,5 @@ def main(argv: Sequence[str]) -> int:
         print(f"Ready in {folder}: {', '.join(state['files'])}")
         print(f"Left out of {run.weights}: {', '.join(state['left_out']) or 'nothing'}")
         return 0
-    print(f"Uploaded: {push_run(args.run, target, args.base_model, again=not args.again)}")
+    print(f"Uploaded: {push_run(args.run, target, args.base_model, reuse=not args.again)}")
     return 0

@@ -1,5 +1,7 @@
 """The reference policy of a model with an adapter: a frozen copy of the adapter, which TRL knows by its name."""
 
+import re
+
 import torch
 from peft import PeftModel
 
@@ -19,9 +21,11 @@ def renew_reference(model: PeftModel, adapter: str = "default") -> None:
     """
     if REFERENCE not in model.peft_config:
         model.add_adapter(REFERENCE, model.peft_config[adapter])
+    # Of an embedding the name ends with the adapter's, for its factors are parameters of a dictionary
+    own = re.compile(rf"\.{re.escape(adapter)}(?=\.|$)")
     weights = dict(model.named_parameters())
     for name, weight in weights.items():
-        if f".{adapter}." in name:
-            copy = weights[name.replace(f".{adapter}.", f".{REFERENCE}.")]
+        if own.search(name):
+            copy = weights[own.sub(f".{REFERENCE}", name)]
             copy.copy_(weight)
             copy.requires_grad_(False)

@@ -99,6 +99,8 @@ def replaced(target: Path) -> Iterator[Path]:
             target.rename(before)
         new.rename(target)
     finally:
+        if before.exists() and not target.exists():
+            before.rename(target)
         shutil.rmtree(work, ignore_errors=True)
 
 

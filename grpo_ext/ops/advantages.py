@@ -82,13 +82,16 @@ def ranks(rewards: Tensor, groups: Tensor) -> Tensor:
     Returns:
         (R,), NaN where not scored.
     """
-    peers = groups.unsqueeze(0) == groups.unsqueeze(1)
-    better = ((rewards.unsqueeze(0) > rewards.unsqueeze(1)) & peers).sum(1)
-    tied = ((rewards.unsqueeze(0) == rewards.unsqueeze(1)) & peers).sum(1)
-    _, count = _sums(rewards, groups)
-    position = better + (tied - 1) / 2  # rank − 1
-    score = 2 - 4 * position / (count - 1).clamp(min=1)
-    return torch.where(rewards.isnan(), torch.nan, torch.where(count > 1, score, torch.zeros_like(score)))
+    result = torch.full_like(rewards, torch.nan)
+    # All rows against all would take R² places
+    for rows in groups.argsort(stable=True).split(groups.bincount().tolist()):
+        scored = rows[~rewards[rows].isnan()]
+        own, count = rewards[scored], len(scored)
+        better = (own > own[:, None]).sum(1)
+        tied = (own == own[:, None]).sum(1)
+        position = better + (tied - 1).to(own.dtype) / 2  # rank − 1
+        result[scored] = 2 - 4 * position / (count - 1) if count > 1 else torch.zeros_like(own)
+    return result
 
 
 def mean(rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:

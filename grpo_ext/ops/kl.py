@@ -1,6 +1,7 @@
 """Estimators of the KL divergence from samples, and rules that adapt its coefficient.
 
-With x = log π − log π_ref at a token sampled from the policy, every estimator's mean is KL(π‖π_ref).
+With x = log π − log π_ref at a token sampled from the policy, the mean of k1 and k3 is KL(π‖π_ref), that of k2
+only to second order in x.
 As losses they differ: k1 has zero expected gradient, k2 has the gradient of KL(π‖π_ref), k3 that of KL(π_ref‖π).
 """
 

@@ -48,31 +48,3 @@ def summed_from_the_right(values: Tensor, step_ends: Tensor, num_tokens: int) ->
     """
     at_end = values.new_zeros(len(values), num_tokens).scatter_add_(1, step_ends, values)
     return at_end.flip(1).cumsum(1).flip(1)
-
-
-def process_advantages(
-    step_rewards: Tensor,
-    step_ends: Tensor,
-    groups: Tensor,
-    num_tokens: int,
-    baseline: str = "mean",
-    scale: str = "group",
-    eps: float = 1e-4,
-) -> Tensor:
-    """A_{i,t} = Σ over the steps of output i that end at or after t of (r − mean R)/(std R + ε).
-
-    The statistics run over all step rewards R of all G outputs of a question (DeepSeekMath 2402.03300, sec. 4.1.3).
-
-    Args:
-        step_rewards: (B, S) reward of each step, NaN where there is none.
-        step_ends: (B, S) index of each step's last token in its completion, any index where there is no step.
-        groups: (B,) group index of each row, from 0.
-        num_tokens: T.
-        baseline: a key of `BASELINES`.
-        scale: a key of `SCALES`.
-        eps: ε.
-
-    Returns:
-        (B, T) advantages.
-    """
-    return summed_from_the_right(normalised_steps(step_rewards, groups, baseline, scale, eps), step_ends, num_tokens)

@@ -13,6 +13,7 @@ import torch
 
 from grpo_ext.cli import layered, unknown_flag
 from grpo_ext.config import GRPOExtConfig
+from grpo_ext.doctor.environment import machine
 from grpo_ext.plan.advice import Case, advise
 from grpo_ext.plan.batch import Batch, batch_of, in_words, nearest
 from grpo_ext.plan.memory import Load, estimate, gigabytes, peak, weights
@@ -235,7 +236,7 @@ def _is_told(sentence: str, others: Sequence[str]) -> bool:
 def _here(device: str) -> float:
     if device == "cuda" and torch.cuda.is_available():
         return float(torch.cuda.get_device_properties(0).total_memory)
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) if device == "cpu" else 0.0
+    return float(machine()["memory"]) if device == "cpu" else 0.0
 
 
 def _too_large(parts: Mapping[str, float], available: float) -> str:

@@ -6,6 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grpo_ext.checks import at_least
+
+# Fields that are 1 or more where they are set
+COUNTS = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_generations",
+    "num_iterations",
+    "steps_per_generation",
+    "generation_batch_size",
+    "max_completion_length",
+)
 # Prompts of a recipe's dataset when `train_size` is unset.
 PROBLEMS = {"gsm8k": 7473, "arithmetic": 2048, "math": 12000, "gsm8k+math": 19473}
 
@@ -97,8 +109,11 @@ def batch_of(values: Mapping[str, Any], processes: int = 1) -> Batch:
         processes: number of processes.
 
     Raises:
-        ValueError: `generation_batch_size` is no multiple of a micro-batch over all processes.
+        ValueError: a count is below 1, or `generation_batch_size` is no multiple of a micro-batch over all processes.
     """
+    for name in COUNTS:
+        if values[name] is not None:
+            at_least(name, values[name])
     micro, accumulation = values["per_device_train_batch_size"], values["gradient_accumulation_steps"]
     parts, size = values["steps_per_generation"], values["generation_batch_size"]
     if size is not None and size % (micro * processes):
@@ -110,7 +125,7 @@ def batch_of(values: Mapping[str, Any], processes: int = 1) -> Batch:
         )
     if parts is None:
         parts = accumulation if size is None else size // (micro * processes)
-    iterations = values["num_iterations"]
+    iterations, rounds, a_round = values["num_iterations"], values["num_rounds"], values["steps_per_round"]
     once = accumulation % (parts * iterations) == 0
     return Batch(
         micro=micro,
@@ -121,7 +136,7 @@ def batch_of(values: Mapping[str, Any], processes: int = 1) -> Batch:
         iterations=iterations,
         problems=values["train_size"] or problems_in(values["dataset"]),
         epochs=values["num_train_epochs"],
-        max_steps=values["max_steps"],
+        max_steps=rounds * a_round if rounds > 1 and a_round else values["max_steps"],
         completion_tokens=values["max_completion_length"],
         old_pass=not once,
         reference_pass=values["beta"] != 0.0,

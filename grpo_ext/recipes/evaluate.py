@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from grpo_ext.checks import check_output_dir
+from grpo_ext.checks import at_least, check_output_dir
 from grpo_ext.evaluation.answering import answer_all
 from grpo_ext.evaluation.estimators import LEVEL, RESAMPLES
 from grpo_ext.evaluation.generators import ENGINES, Generation, Generators
@@ -90,11 +90,10 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
     Raises:
         ValueError: an option that does not fit; the message names it.
     """
-    at_least = {"problems": 1, "samples": 0, "max_completion_length": 1, "batch_size": 1, "resamples": 100, "top_k": 0}
-    for name, least in at_least.items():
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise ValueError(f"`{name}` is {value}; it must be at least {least}.")
+    least = {"problems": 1, "samples": 0, "max_completion_length": 1, "batch_size": 1, "resamples": 100, "top_k": 0}
+    for name, lowest in least.items():
+        if (value := getattr(args, name)) is not None:
+            at_least(name, value, lowest)
     for name, fits in {
         "temperature": args.temperature > 0,
         "top_p": 0 < args.top_p <= 1,

@@ -164,6 +164,45 @@ def conditions(argv: Sequence[str], recipe: str, args: RecipeArguments, config: 
     }
 
 
+def results(
+    trainer: GRPOExtTrainer,
+    policy: Any,
+    tokenizer: Any,
+    args: RecipeArguments,
+    tests: dict[str, Dataset],
+    before: dict[str, dict[str, float]],
+) -> dict[str, Any]:
+    """What training came to, for its summary. A policy whose training was not stopped is saved, then measured."""
+    finding, first = stopped_by(trainer), next(iter(tests))
+    found: dict[str, Any] = {
+        "before": before[first],
+        "after": None,
+        "evaluations": {name: {"before": score, "after": None} for name, score in before.items()},
+        "steps": trainer.state.global_step,
+        "interrupted": trainer.interrupt.interrupted,
+        "stopped_by": None if finding is None else finding.detector,
+    }
+    if trainer.interrupt.interrupted or finding is not None:
+        return found
+    if trainer.is_world_process_zero():
+        save_policy(policy, tokenizer, trainer.args.output_dir, args.save_format or ())
+    after = measured(policy, tokenizer, args, trainer.args, tests)
+    found["after"] = after[first]
+    for name, score in after.items():
+        found["evaluations"][name]["after"] = score
+    print(f"After: {shown(after)}, before: {shown(before)}", flush=True)
+    return found
+
+
+def write_down(folder: Path, summary: dict[str, Any]) -> None:
+    """Leave the learning curve and the summary in the run's folder, and say where."""
+    title = f"{summary['model']}, {summary['dataset']}"
+    learning_curve(folder / "metrics.jsonl", folder / "learning_curve.png", title)
+    write_json(folder / "summary.json", summary)
+    print(f"{summary['seconds']:.0f} s; summary.json, metrics.jsonl and learning_curve.png in {folder}", flush=True)
+    print(f"As a page with curves and completions: grpo-ext report {folder}", flush=True)
+
+
 def main(
     argv: Sequence[str], recipe: str, defaults: Mapping[str, Any], quickstart: Mapping[str, Any] | None = None
 ) -> int:
@@ -203,35 +242,15 @@ def main(
     before = measured(policy, tokenizer, args, config, tests)
     print(f"Before: {shown(before)} of {args.eval_size} held-out problems", flush=True)
     trainer.train(resume_from_checkpoint=checkpoint)
-
-    finding = stopped_by(trainer)
-    first = next(iter(tests))
     summary = {
-        "before": before[first],
-        "after": None,
-        "evaluations": {name: {"before": score, "after": None} for name, score in before.items()},
-        "steps": trainer.state.global_step,
+        **results(trainer, policy, tokenizer, args, tests, before),
         "reward_model": None if learned is None else learned.history,
-        "interrupted": trainer.interrupt.interrupted,
-        "stopped_by": None if finding is None else finding.detector,
         **conditions(argv, recipe, args, config),
         "seconds_to_load": round(trainer_ready - started, 1),
+        "seconds": round(time.time() - started, 1),
     }
-    if not trainer.interrupt.interrupted and finding is None:
-        if trainer.is_world_process_zero():
-            save_policy(policy, tokenizer, folder, args.save_format or ())
-        after = measured(policy, tokenizer, args, config, tests)
-        summary["after"] = after[first]
-        for name, score in after.items():
-            summary["evaluations"][name]["after"] = score
-        print(f"After: {shown(after)}, before: {shown(before)}", flush=True)
-    summary["seconds"] = round(time.time() - started, 1)
-    learning_curve(
-        folder / "metrics.jsonl", folder / "learning_curve.png", f"{args.model_name_or_path}, {args.dataset}"
-    )
-    write_json(folder / "summary.json", summary)
-    print(f"{summary['seconds']:.0f} s; summary.json, metrics.jsonl and learning_curve.png in {folder}", flush=True)
-    print(f"As a page with curves and completions: grpo-ext report {folder}", flush=True)
-    if target is not None and summary["after"] is not None and trainer.is_world_process_zero():
-        print(f"Uploaded: {push_run(folder, target, again=False)}", flush=True)
-    return trainer.interrupt.exit_code or (0 if finding is None else STOPPED)
+    if trainer.is_world_process_zero():
+        write_down(folder, summary)
+        if target is not None and summary["after"] is not None:
+            print(f"Uploaded: {push_run(folder, target, reuse=False)}", flush=True)
+    return trainer.interrupt.exit_code or (0 if summary["stopped_by"] is None else STOPPED)

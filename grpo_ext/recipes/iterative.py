@@ -13,9 +13,9 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoConfig
 
-from grpo_ext.checks import at_least
+from grpo_ext.checks import at_least, one_of
 from grpo_ext.models import resolve_model
-from grpo_ext.recipes.reward_training import RewardTraining, train_reward_model
+from grpo_ext.recipes.reward_training import TYPES, RewardTraining, train_reward_model
 from grpo_ext.rewards.reward_model import RewardModel, load_reward_model
 from grpo_ext.rewards.rows import Completion
 from grpo_ext.rollouts.pairs import make_pairs
@@ -60,6 +60,7 @@ class RoundRewardArguments:
         least = {"reward_problems": 0, "reward_samples": 2, "reward_pairs": 1, "reward_batch_size": 1}
         for name, lowest in least.items():
             at_least(name, getattr(self, name), lowest)
+        one_of("reward_dtype", self.reward_dtype, TYPES)
         if not 0.0 <= self.reward_replay < 1.0:
             raise ValueError(f"`reward_replay` is {self.reward_replay}; from 0 to below 1, 0.1 is usual.")
 

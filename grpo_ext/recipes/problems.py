@@ -49,6 +49,10 @@ class Problems:
 
 
 def _arithmetic(split: str, answer_format: str, args: Asked, size: int | None, seed: int) -> Dataset:
+    if args.system_prompt is not None:
+        raise ValueError(
+            "`system_prompt` is not part of the built-in problems; leave it out, or choose another dataset."
+        )
     return arithmetic(split, size or BUILT_IN_SIZE, seed=seed, difficulty=args.difficulty, answer_format=answer_format)
 
 

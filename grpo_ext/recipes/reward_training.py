@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, set_see
 from trl import RewardConfig, RewardTrainer
 
 from grpo_ext.callbacks import without_stock_output
+from grpo_ext.checks import one_of
 from grpo_ext.evaluation.estimators import bootstrap_interval
 from grpo_ext.models import load_tokenizer, resolve_model
 from grpo_ext.recipes.supervised import Stage, begun, divides, stage_options
@@ -23,6 +24,10 @@ from grpo_ext.report import write_json
 from grpo_ext.rewards.classifiers import agree_on_padding
 from grpo_ext.rewards.reward_model import RECORD, RewardModel, conversation_ids, doubt
 from grpo_ext.trust import opened
+
+TYPES = ("bfloat16", "float16", "float32")
+# Options that change no result, so that a finished model is taken whatever they are
+INDIFFERENT = ("micro_batch_size", "save_steps", "precision")
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class RewardTraining:
                 raise ValueError(f"`{name}` of the reward model is {getattr(self, name)}; it must be above 0.")
         if not 0.0 <= self.replay_share < 1.0:
             raise ValueError(f"`replay_share` is {self.replay_share}; it must be at least 0 and below 1.")
+        one_of("dtype", self.dtype, TYPES)
         divides("micro_batch_size", self.micro_batch_size, "batch_size", self.batch_size)
 
 
@@ -87,8 +93,8 @@ def train_reward_model(
 ) -> TrainedReward:
     """Minimise −log σ(r(chosen) − r(rejected)), mean over pairs, and measure the accuracy on held-out pairs.
 
-    A folder that holds a finished model is returned as it is. A half-finished one goes on from its newest checkpoint,
-    where `save_steps` made one.
+    A folder that holds a finished model of this base and these options is returned as it is. A half-finished one goes
+    on from its newest checkpoint, where `save_steps` made one.
 
     Args:
         model_or_path: folder or hub name of a sequence classifier with one output, which is trained on, or of a
@@ -104,13 +110,14 @@ def train_reward_model(
 
     Raises:
         OSError: there is no such model.
-        ValueError: no pair can be trained on, or the classifier has several outputs.
+        ValueError: no pair can be trained on, the classifier has several outputs, or the folder holds a model that was
+            trained otherwise.
         Interrupted: Ctrl-C or SIGTERM; the same call goes on.
     """
     started, options, folder = time.time(), options or RewardTraining(), Path(output_dir)
     record = folder / RECORD
     if record.is_file():
-        return TrainedReward(folder, json.loads(record.read_text(encoding="utf-8")))
+        return _finished(folder, {"base": str(model_or_path), **asdict(options)})
     path = resolve_model(model_or_path)
     tokenizer = load_tokenizer(path, trust_remote_code=None)
     set_seed(options.seed)
@@ -152,6 +159,19 @@ def train_reward_model(
         write_json(record, summary)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
+    return TrainedReward(folder, summary)
+
+
+def _finished(folder: Path, asked: dict[str, Any]) -> TrainedReward:
+    """The model that a folder holds, where it was trained as is asked."""
+    summary = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    found = {"base": summary["base"], **summary["options"]}
+    for name in sorted(found.keys() & asked.keys() - set(INDIFFERENT)):
+        if found[name] != asked[name]:
+            raise ValueError(
+                f"{folder} holds a reward model that was trained with `{name}` {found[name]!r}, not {asked[name]!r}; "
+                "use another output_dir, or delete that folder to train anew."
+            )
     return TrainedReward(folder, summary)
 
 

@@ -1,4 +1,7 @@
-"""The run behind the recipe `rlhf`: its options, and which stages are still to be done."""
+"""The run behind the recipe `rlhf`: its options, and which stages are still to be done.
+
+Left out: several processes. The last stage has them as the recipe gsm8k, with `--reward_model`.
+"""
 
 import json
 import shlex
@@ -115,6 +118,11 @@ class RLHFArguments(PreferenceArguments, PolicyArguments):
             at_least(name, getattr(self, name))
         if self.reward_model is not None:
             self.stages = [name for name in self.stages if name != "reward"]
+        if not self.stages:
+            raise ValueError(
+                f"`stages` leaves nothing to do with `reward_model` {self.reward_model!r}, which stands in for stage "
+                "reward; name sft or grpo, or leave reward_model unset."
+            )
 
 
 def options_of(stage: str, run: Run) -> dict[str, Any]:
@@ -184,6 +192,11 @@ def main(argv: Sequence[str]) -> int:
     started = time.time()
     chosen = any(word.startswith(("--config", "--model_name_or_path")) for word in argv)
     args, config = parse(RLHFArguments, argv, BASE | ({} if chosen else QUICKSTART))
+    if config.world_size > 1:
+        raise ValueError(
+            f"The recipe rlhf runs in one process, and {config.world_size} were started; run it alone, or launch its "
+            "last stage as the recipe gsm8k with reward_model=FOLDER/reward/model."
+        )
     folder = Path(config.output_dir)
     check_output_dir(folder)
     target = take_over(config)
@@ -206,5 +219,5 @@ def main(argv: Sequence[str]) -> int:
     write_json(folder / RECORD, whole)
     print(f"{whole['seconds']:.0f} s; summary.json in {folder}", flush=True)
     if target is not None and "grpo" in summaries:
-        print(f"Uploaded: {push_run(folder / 'grpo', target, again=False)}", flush=True)
+        print(f"Uploaded: {push_run(folder / 'grpo', target, reuse=False)}", flush=True)
     return 0

@@ -60,6 +60,11 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         path: the file.
         content: what to write.
     """
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    text = json.dumps(content, indent=2, default=str) + "\n"
+    # Of each process its own, since several may write
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -66,11 +66,12 @@ class Calculation:
     def is_right(self) -> bool:
         """Whether both sides are equal.
 
-        A per cent sign is a hundredth (`20% * 50 = 10`), or on all numbers a unit (`5 / 20 * 100 = 25%`). A single
-        number on the right with two decimals or more may be the rounded value.
+        A per cent sign is a hundredth (`20% * 50 = 10`); where the left side has none, it may be a mere unit on the
+        right (`5 / 20 * 100 = 25%`). A single number on the right with two decimals or more may be the rounded value.
         """
+        readings = (True,) if any(token.percent for token in self.left) else (True, False)
         try:
-            return any(self._equal(percent) for percent in (True, False))
+            return any(self._equal(percent) for percent in readings)
         except ZeroDivisionError:
             return False
 

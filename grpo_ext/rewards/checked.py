@@ -105,11 +105,26 @@ def validated(name: str, returned: Any, rows: int, finite: bool = True) -> list[
             f"reward function {name!r} returned {len(returned)} rewards for {rows} completions (row "
             f"{min(len(returned), rows)} is the first without a counterpart); {_WAY_OUT}"
         )
-    return [_number(name, row, value, finite) for row, value in enumerate(returned)]
+    of = f"reward function {name!r}"
+    return [one_reward(of, value, f"row {row}", _WAY_OUT, finite) for row, value in enumerate(returned)]
 
 
-def _number(name: str, row: int, value: Any, finite: bool) -> float | None:
-    """Turn one reward into a float, leaving `None` as it is, or raise."""
+def one_reward(of: str, value: Any, place: str, way_out: str, finite: bool = True) -> float | None:
+    """Turn one reward into a float, leaving `None` as it is.
+
+    Args:
+        of: who returned it, for the message.
+        value: what was returned.
+        place: what it was returned for, for the message.
+        way_out: what would work, the end of the message.
+        finite: whether NaN and infinity are refused.
+
+    Returns:
+        A float or `None`.
+
+    Raises:
+        BadRewards: it is something else.
+    """
     if value is None:
         return None
     scalar = isinstance(value, torch.Tensor | np.ndarray | np.generic) and math.prod(value.shape) == 1
@@ -121,7 +136,7 @@ def _number(name: str, row: int, value: Any, finite: bool) -> float | None:
             reward = math.inf
         if abs(reward) <= _LARGEST or not finite:  # the first is false for NaN as well
             return reward
-    raise BadRewards(f"reward function {name!r} returned {_brief(value)} for row {row}; {_WAY_OUT}")
+    raise BadRewards(f"{of} returned {_brief(value)} for {place}; {way_out}")
 
 
 def _brief(value: Any) -> str:

@@ -1,5 +1,6 @@
 """Numbers in Chinese answers: 二十三, 3万, 五分之二, 百分之二十, 一半, with units and the words around them."""
 
+import math
 import re
 from fractions import Fraction
 
@@ -21,11 +22,15 @@ _ARABIC = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?"
 _ANY = rf"(?:{_ARABIC}|{_NUMERAL})"
 _PERCENT = re.compile(rf"百分之({_ANY})")
 _PARTS = re.compile(rf"(?:({_ANY})又)?({_ANY})分之({_ANY})")
-_SCALED = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(万|萬|亿|億|(?:百|千)(?![克米瓦卡升帕分])(?=[\u4e00-\u9fff]?))")
+_SCALES = r"(?:[万萬亿億]|[百千](?![克米瓦卡升帕分]))+"
+_PART = re.compile(rf"({_ARABIC})\s*({_SCALES})")
+_SCALED = re.compile(rf"(?:{_ARABIC}\s*{_SCALES})+(?:{_ARABIC})?")
+# 负 also begins words, such as 负责 and 负担
+_MINUS = re.compile(rf"负\s*(?={_ANY})")
 _NUMBER = re.compile(rf"-?(?:{_ARABIC})(?:/[0-9]+)?%?")
 _ROUND = re.compile(r"[0-9]|%")
 # Words that make the number beside them another one, or one of several.
-_REFUSED = re.compile(r"或|不|非|没|多于|少于|超过|大于|小于|以上|以下|半|至|到|余|倒数|和|与|…")
+_REFUSED = re.compile(r"或|不|非|没|负(?![责担])|多于|少于|超过|大于|小于|以上|以下|半|至|到|余|倒数|和|与|…")
 _WORDS = re.compile(r"[\s\u4e00-\u9fff,.:;!?，。：；！？、()（）=*A-Za-z°²³$¥/-]*")
 _HALF = frozenset({"一半", "半", "二分之一"})
 
@@ -97,8 +102,7 @@ def chinese_number(text: str) -> tuple[Fraction, bool] | None:
         return None
     if text in _HALF:
         return Fraction(1, 2), False
-    negative = "负" in text
-    text = text.replace("负", "", 1)
+    text = _MINUS.sub("-", text)
     for pattern, write in ((_PERCENT, "{0}%"), (_PARTS, None)):
         if found := pattern.search(text):
             numbers = [None if part is None else _plain(part) for part in found.groups()]
@@ -120,7 +124,7 @@ def chinese_number(text: str) -> tuple[Fraction, bool] | None:
         if only is None:
             return None
         text = text[: numerals[0].start()] + _decimal(only) + text[numerals[0].end() :]
-    text = _SCALED.sub(lambda part: _decimal(Fraction(part[1]) * {**_SMALL, **_LARGE}[part[2]]), text)
+    text = _SCALED.sub(_written_out, text)
     runs = list(_NUMBER.finditer(text))
     if len(runs) != 1:
         return None
@@ -128,7 +132,22 @@ def chinese_number(text: str) -> tuple[Fraction, bool] | None:
     if _REFUSED.search(outside) or not _WORDS.fullmatch(outside):
         return None
     read = number(runs[0][0].rstrip("%"))
-    return None if read is None else (-read if negative else read, runs[0][0].endswith("%"))
+    return None if read is None else (read, runs[0][0].endswith("%"))
+
+
+def _written_out(found: re.Match[str]) -> str:
+    """Add up 1万2千 or 1万2000; what does not fill the places it leaves, such as 2万3, stays as two numbers."""
+    total, scale, end = Fraction(0), None, 0
+    for part in _PART.finditer(found[0]):
+        factor = math.prod({**_SMALL, **_LARGE}[character] for character in part[2])
+        value = Fraction(part[1].replace(",", "")) * factor
+        if scale is not None and value >= scale:
+            return found[0]
+        total, scale, end = total + value, factor, part.end()
+    rest = found[0][end:].replace(",", "")
+    if rest and len(rest.partition(".")[0]) != len(str(scale)) - 1:
+        return found[0]
+    return _decimal(total + Fraction(rest or 0))
 
 
 def _decimal(value: Fraction) -> str:

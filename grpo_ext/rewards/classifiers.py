@@ -11,6 +11,9 @@ from grpo_ext.trust import opened, refuse_pickles
 
 Row = TypeVar("Row")
 
+# Field -> the recipe that trains such a model
+RECIPES = {"reward_model": "reward_model", "process_reward_model": "process_reward"}
+
 # Heads that stay in 16 or 32 bit when the weights below them are in 8 or 4: a score is one number
 HEADS = ["score", "classifier", "classification_head", "lm_head"]
 
@@ -82,7 +85,7 @@ def load_classifier(
     Args:
         name: folder or hub name.
         kinds: end of the architecture's name to the class that loads it.
-        field: what the name is called in a message.
+        field: a key of `RECIPES`, by which the name is called in a message.
         device: where to put it.
         dtype: torch's name of its type, or "auto" for the one it was saved in.
         load_in_8bit: hold the weights in 8 bit (LLM.int8, 2208.07339) through bitsandbytes.
@@ -106,7 +109,7 @@ def load_classifier(
         wanted = " or ".join(ending.removeprefix("For").removesuffix("Classification").lower() for ending in kinds)
         raise ValueError(
             f"`{field}` {name!r} is a {names[0]}; it must be a {wanted} classifier, such as "
-            f"`python -m grpo_ext.recipes.{field.removesuffix('_model')}` makes."
+            f"`python -m grpo_ext.recipes.{RECIPES[field]}` makes."
         )
     options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
     if load_in_8bit or load_in_4bit:

@@ -81,7 +81,7 @@ class Quantity(NamedTuple):
 
 def _unit_name(words: str, power: str | None) -> str | None:
     """Return the one name of a unit, `""` for words that no value depends on, or `None` for what is no unit."""
-    plain = [word for word in re.split(r"[^A-Za-z$°¢€£%]+", words.lower()) if word]
+    plain = [word for word in re.split(r"[^A-Za-z$°¢€£¥%]+", words.lower()) if word]
     if not _NO_UNIT.isdisjoint(plain):
         return None
     square = "2" if plain[:1] in (["square"], ["sq"]) else "3" if plain[:1] in (["cubic"], ["cu"]) else power or ""
@@ -97,7 +97,7 @@ def _without_unit(text: str) -> tuple[str, str | None]:
     unit: str | None = None
     if money := _CURRENCY.match(text):
         text, unit = money[1] + text[money.end() :], money[2]
-    if text.endswith(tuple("%°$€£¢")):
+    if text.endswith(tuple("%°$€£¥¢")):
         return text[:-1].rstrip(), text[-1]
     if tail := _TEXT_TAIL.search(text):
         name = _unit_name(tail[1], tail[2] or tail[3])

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from grpo_ext.checks import choice
+
 # What is done when a reward function has failed for good
 ERRORS = ("stop", "unscorable")
 
@@ -21,13 +23,10 @@ class RewardFaultOptions:
         default=0,
         metadata={"help": "Times that a call of a reward function which failed is made again, after growing pauses."},
     )
-    reward_errors: str = field(
-        default="stop",
-        metadata={
-            "help": "When it fails for good: stop the run with a checkpoint, or take its rows for unscorable. One of: "
-            f"{', '.join(ERRORS)}.",
-            "choices": list(ERRORS),
-        },
+    reward_errors: str = choice(
+        "stop",
+        ERRORS,
+        "When it fails for good: stop the run with a checkpoint, or take its rows for unscorable.",
     )
     max_unscorable: float = field(
         default=0.5,

@@ -9,6 +9,7 @@ language of single words and names. Where it cannot tell, the text counts as con
 
 import functools
 import re
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -66,6 +67,23 @@ _KANA_SHARE = 0.05  # Japanese prose has several times as much kana
 def script_of(character: str) -> str:
     """Return the script of a letter, the first word of its Unicode name: "LATIN", "CJK", "CYRILLIC"."""
     return unicodedata.name(character, "UNKNOWN").split()[0].split("-")[0]
+
+
+@functools.cache
+def _is_script(name: str) -> bool:
+    """Tell whether `script_of` gives this name to any letter."""
+    letters = (character for character in map(chr, range(sys.maxunicode + 1)) if character.isalpha())
+    return name.isalpha() and any(unicodedata.name(x, "").startswith((f"{name} ", f"{name}-")) for x in letters)
+
+
+def _named(language: Any, row: int) -> str:
+    """Return a name of a language, or raise where `language_of` returns no such name."""
+    names = ("zh", "ja", *FREQUENT_WORDS)
+    if language in names or (isinstance(language, str) and _is_script(language)):
+        return language
+    lower = str(language).lower()
+    way_out = f"write {lower!r}" if lower in names else f"use one of {', '.join(names)}, or a script such as CYRILLIC"
+    raise ValueError(f"column 'language' has {language!r} in row {row}, which names no language; {way_out}.")
 
 
 def _prose(text: str) -> str:
@@ -170,7 +188,8 @@ def language_consistency(
         B scores, `None` where the prompt has no words and the row no language.
 
     Raises:
-        ValueError: There are neither prompts nor a column `language`, or their number is not that of the completions.
+        ValueError: There are neither prompts nor a column `language`, their number is not that of the completions, or
+            an entry of the column names no language.
     """
     rows = len(completions)
     for name, column in (("prompts", prompts), ("language", language)):
@@ -182,8 +201,10 @@ def language_consistency(
         )
     scores: list[float | None] = []
     for row, completion in enumerate(completions):
-        wanted = language[row] if language is not None else None
-        if wanted is None and prompts is not None:
+        wanted = None
+        if language is not None and language[row] is not None:
+            wanted = _named(language[row], row)
+        elif prompts is not None:
             wanted = language_of(_question(prompts[row]))
         scores.append(None if wanted is None else consistency(completion_text(completion), wanted))
     return scores

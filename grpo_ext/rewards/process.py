@@ -144,15 +144,12 @@ class RolloutReward:
             gold = str(columns["answer"][row]) if "answer" in columns else ""
             return gold, *prompt_ids[row], -1, *completion_ids[row][: step.token + 1]
 
-        wanted = {
-            key(row, step): (row, step)
-            for row, of_row in enumerate(steps)
-            for step in of_row
-            if not step.is_last and key(row, step) not in self.cache
+        prefixes = {
+            key(row, step): (row, step) for row, of_row in enumerate(steps) for step in of_row if not step.is_last
         }
-        known = sum(len(of_row) for of_row in steps) - len(wanted)
+        wanted = {prefix: place for prefix, place in prefixes.items() if prefix not in self.cache}
         self._estimate(wanted, prompts, completions, prompt_ids, completion_ids, columns)
-        self.stats["reused"] = float(known)
+        self.stats["reused"] = float(len(prefixes) - len(wanted))
         return [
             [whole[row] if step.is_last else self.cache.get(key(row, step)) for step in of_row]
             for row, of_row in enumerate(steps)

@@ -1,9 +1,9 @@
 """A check of what a process reward returned, so that a bad value is named where it arises."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
+from grpo_ext.rewards.checked import one_reward
 from grpo_ext.rewards.steps import Step
 
 
@@ -31,8 +31,6 @@ def checked_steps(name: str | None, found: Any, steps: Sequence[Sequence[Step]])
             raise ValueError(
                 f"process reward {name!r} returned {count} rewards for the {len(of_row)} steps of row {row}; {say}"
             )
-        for value in rewards:
-            if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
-                raise ValueError(f"process reward {name!r} returned {value!r} for a step of row {row}; {say}")
-        result.append([None if value is None else float(value) for value in rewards])
+        of, place = f"process reward {name!r}", f"a step of row {row}"
+        result.append([one_reward(of, value, place, say) for value in rewards])
     return result

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from grpo_ext.checks import choice
 from grpo_ext.rewards import REWARDS
 from grpo_ext.rewards.process import ANSWER_STEPS, PROCESS_REWARDS
 
@@ -12,16 +13,11 @@ WHOLE_LEVELS = ("sequence", "sequence_sum")
 WITHOUT_RATIO_GRADIENT = ("reinforce", "cispo", "gamma")
 
 
-def _choice(default: str | None, choices: Any, text: str) -> Any:
-    names = list(choices)
-    return field(default=default, metadata={"help": f"{text} One of: {', '.join(names)}.", "choices": names})
-
-
 @dataclass
 class ProcessOptions:
     """Process supervision (DeepSeekMath 2402.03300, sec. 4.1.3); all of it is off while `process_reward` is unset."""
 
-    process_reward: str | None = _choice(
+    process_reward: str | None = choice(
         None, PROCESS_REWARDS, "What rewards each step of a completion; unset: outcome supervision."
     )
     process_weight: float = field(
@@ -33,7 +29,7 @@ class ProcessOptions:
     process_separator: str = field(
         default="\n", metadata={"help": "What ends a step; the two characters \\n stand for a newline."}
     )
-    process_answer_step: str = _choice(
+    process_answer_step: str = choice(
         "scored",
         ANSWER_STEPS,
         "The line with the final answer: a step like the others (scored), replaced by a step at the completion's end "
@@ -47,7 +43,7 @@ class ProcessOptions:
     process_rollout_model: str | None = field(
         default=None, metadata={"help": "Folder or hub name of the model that rolls out; unset: the policy."}
     )
-    process_rollout_check: str = _choice(
+    process_rollout_check: str = choice(
         "correct_final", REWARDS, "Reward that says whether a roll-out is right (above one half)."
     )
     process_rollout_tokens: int | None = field(

@@ -1,10 +1,10 @@
 """Fields of the config that say how a group of completions comes to be."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from grpo_ext.checks import choice
 from grpo_ext.compat import TRLConfig
 from grpo_ext.rollouts.strategies import SEARCHES, GroupSize
 from grpo_ext.rollouts.vllm.requests import REFUSED_STRATEGIES
@@ -12,21 +12,6 @@ from grpo_ext.trust import without_password
 
 RESAMPLING = ("dynamic_sampling", "adaptive_group_size")
 SYNCS = ("merged", "adapter")
-
-
-def choice(default: str | None, choices: Iterable[str], text: str) -> Any:
-    """A dataclass field whose value must be one of several names.
-
-    Args:
-        default: value when unset; None makes the field optional.
-        choices: allowed names.
-        text: what the field means, for the help.
-
-    Returns:
-        The field.
-    """
-    names = list(choices)
-    return field(default=default, metadata={"help": f"{text} One of: {', '.join(names)}.", "choices": names})
 
 
 @dataclass
@@ -218,6 +203,12 @@ class RolloutOptions(TRLConfig):
                     "for completions of the policy itself and come with a baseline of their own; leave it at "
                     f"{values[0]}."
                 )
+        if self.scale_rewards != "none":
+            raise ValueError(
+                f"`scale_rewards` is {self.scale_rewards!r}, but the advantages of group_generation='stochastic_beam' "
+                "are not 0 where all rewards are equal, and would there be divided by almost 0; set "
+                "scale_rewards='none'."
+            )
 
     def check_vllm(self) -> None:
         """Refuse combinations that vLLM cannot serve.

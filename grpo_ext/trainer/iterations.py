@@ -173,7 +173,6 @@ class IterativeTrainer(ResampledTrainer):
         save_file(held, folder / REFERENCE_FILE)
         state = {
             "round": self._round_now,
-            "step_in_round": self.state.global_step - self._round_now * (self.args.steps_per_round or 0),
             "steps_per_round": self.args.steps_per_round,
             "update": None if self.round_update is None else self.round_update.state(),
         }

@@ -7,6 +7,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from grpo_ext.checks.rows import IMAGES
 from grpo_ext.faults import Caught
 from grpo_ext.ops.masking import masked_mean
 from grpo_ext.ops.process import normalised_steps, summed_from_the_right
@@ -61,6 +62,25 @@ class ProcessTrainer(AdvantageTrainer):
         self._text = self._plain_tokenizer
         self._ends = {end for end in [*self.eos_token_ids, self._text.pad_token_id] if end is not None}
         self._process_reward = process_reward or PROCESS_REWARDS[self.args.process_reward](self._tools())
+        if isinstance(self._process_reward, RolloutReward):
+            self._check_rollouts(self._process_reward.tools.policy_rolls_out)
+
+    def _check_rollouts(self, of_policy: bool) -> None:
+        name = f"`process_reward` is {self.args.process_reward!r}, but"
+        if of_policy and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError(
+                f"{name} the policy's weights are sharded, so it cannot roll out on one process; name a "
+                "`process_rollout_model`."
+            )
+        if (images := self._images()) is not None:
+            raise ValueError(
+                f"{name} roll-outs go on from tokens alone, and the dataset has images (column {images!r}); use "
+                "'calculations' or 'model'."
+            )
+
+    def _images(self) -> str | None:
+        """Column of the training set that TRL takes for images, if it has one."""
+        return min(set(IMAGES).intersection(self.train_dataset.column_names or []), default=None)
 
     def _tools(self) -> Tools:
         return Tools(
@@ -78,11 +98,6 @@ class ProcessTrainer(AdvantageTrainer):
     def _continue_from(self, prefixes: list[list[int]], count: int, room: list[int]) -> list[list[list[int]]]:
         if self._continuations is None:
             name = self.args.process_rollout_model
-            if name is None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-                raise ValueError(
-                    f"`process_reward` is {self.args.process_reward!r}, but the policy's weights are sharded, so it "
-                    "cannot roll out on one process; name a `process_rollout_model`."
-                )
             model = (
                 self._bare(self.model)
                 if name is None
@@ -120,11 +135,6 @@ class ProcessTrainer(AdvantageTrainer):
                 if name not in ("prompt", "completion", "completion_ids")
             }
             if isinstance(self._process_reward, RolloutReward):
-                if "image" in columns or "images" in columns:
-                    raise ValueError(
-                        f"`process_reward` is {self.args.process_reward!r}, but roll-outs go on from tokens alone and "
-                        "the dataset has images; use 'calculations' or 'model'."
-                    )
                 columns["prompt_ids"] = self._tokenize_prompts(prompts)[0]
                 self._renew_estimates()
             self._reward_steps(prompts=prompts, completions=completions, completion_ids=completion_ids_list, **columns)

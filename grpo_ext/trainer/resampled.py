@@ -53,9 +53,8 @@ class ResampledTrainer(ProcessTrainer):
                 f"{name} an `environment_factory` decides what a row asks, so rows of the dataset cannot be drawn in "
                 "its place; leave `resampling` unset."
             )
-        images = {"image", "images"} & set(self.train_dataset.column_names or [])
-        if images:
-            raise ValueError(f"{name} the dataset has images (column {min(images)!r}), which it cannot merge.")
+        if (images := self._images()) is not None:
+            raise ValueError(f"{name} the dataset has images (column {images!r}), which it cannot merge.")
         if self.args.resampling == "dynamic_sampling" and isinstance(self.train_dataset, IterableDataset):
             raise ValueError(
                 f"{name} a streaming `train_dataset` has no rows to draw from at will; load it without streaming=True."

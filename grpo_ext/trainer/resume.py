@@ -7,12 +7,14 @@ prompts, beta, and the numbers that are logged as means over several steps.
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable
 from inspect import unwrap
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from datasets import IterableDataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,12 +24,12 @@ from grpo_ext import compat
 from grpo_ext.checkpoints import Stateful, copied, pack, unpack
 from grpo_ext.rollouts.resampling import Group, PromptStream
 from grpo_ext.trainer.iterations import IterativeTrainer
+from grpo_ext.trainer.resampled import COLUMNS
 
 logger = logging.getLogger("grpo_ext")
 
 STATE_FILE = "grpo_ext_state.json"
 SYNCED_FILE = "synced_reference.safetensors"
-COLUMNS = ("prompt", "completion", "advantages")
 # Fields that say what a micro-batch is; completions of a run with others cannot be gone on with
 LAYOUT = (
     "per_device_train_batch_size",
@@ -114,6 +116,8 @@ class ResumableTrainer(IterativeTrainer):
                 state[name] = pack(give(), tensors)
             except TypeError as error:
                 state["lost"][name] = str(error)
+        # With `save_only_model` transformers makes the folder on the main process alone
+        folder.mkdir(parents=True, exist_ok=True)
         path = self._state_path(folder)
         save_file(tensors, path.with_suffix(".safetensors"))
         path.write_text(json.dumps(state), encoding="utf-8")
@@ -154,16 +158,20 @@ class ResumableTrainer(IterativeTrainer):
         return self._sampler_state() if between else self._sampler_at_epoch
 
     def _table(self) -> dict[str, Any]:
-        table: dict[str, Any] = {name: list(self._logs[name]) for name in COLUMNS}
-        for kind in ("rewards", "extra"):
-            table[kind] = {name: list(column) for name, column in self._logs[kind].items()}
+        table: dict[str, Any] = {"rewards": {}, "extra": {}}
+        for (*kind, name), column in self._logged_columns().items():
+            (table[kind[0]] if kind else table)[name] = list(column)
         return table
 
     def _own_parts(self) -> dict[str, Stateful]:
         """What has a state of its own. Weights of a reward model are its own file's, and rounds save themselves."""
         found = {f"reward {i}": unwrap(function) for i, function in enumerate(self.reward_funcs)}
         found["process reward"] = self._process_reward
-        found |= {type(callback).__name__: callback for callback in self.callback_handler.callbacks}
+        met: Counter[str] = Counter()
+        for callback in self.callback_handler.callbacks:
+            name = type(callback).__name__
+            met[name] += 1
+            found[name if met[name] == 1 else f"{name} {met[name]}"] = callback
         return {
             name: part
             for name, part in found.items()
@@ -193,7 +201,12 @@ class ResumableTrainer(IterativeTrainer):
 
     def _take_up(self, folder: Path) -> list[str]:
         """Restore what a checkpoint holds; returns what it does not."""
-        path = self._state_path(folder)
+        path, first = self._state_path(folder), folder / STATE_FILE
+        own = path.is_file()
+        # Completions of some processes alone would leave them waiting for the others
+        whole = all(gather_object([own]))
+        # What all processes share is in each file, and a further process has none
+        path = path if own else first
         if not path.is_file():
             return ["the state of the generation block, of which it has no file for this process"]
         state = json.loads(path.read_text(encoding="utf-8"))
@@ -203,8 +216,9 @@ class ResumableTrainer(IterativeTrainer):
         changed = {name: old for name, old in state["layout"].items() if self._layout()[name] != old}
         lost = [f"{name} ({reason})" for name, reason in state["lost"].items()]
         parts = self._parts_of_state()
-        if changed:
-            lost += [f"its completions, because `{name}` was {old}" for name, old in changed.items()]
+        if changed or not whole:
+            reasons = [f"because `{name}` was {old}" for name, old in changed.items()]
+            lost += [f"its completions, {why}" for why in reasons or ["of which a process has no file"]]
             parts = {name: part for name, part in parts.items() if name not in ("completions", "groups that wait")}
         else:
             self._step = self._window_start = state["step"]

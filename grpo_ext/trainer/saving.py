@@ -62,7 +62,13 @@ class WholeCheckpoints(Trainer):
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         chosen = choose(resume_from_checkpoint, str(self.args.output_dir))
-        self.accelerator.wait_for_everyone()
+        # Also holds the first save back until all have chosen
+        names = {"none" if path is None else path.name for path in gather_object([chosen])}
+        if len(names) > 1:
+            raise ValueError(
+                f"`resume_from_checkpoint`: processes find different checkpoints ({', '.join(sorted(names))}); "
+                "`output_dir` must be a folder that all machines share."
+            )
         try:
             return super().train(None if chosen is None else str(chosen), *args, **kwargs)
         finally:

@@ -1,6 +1,5 @@
 """The trainer's vLLM back end: TRL's own, or ours where the adapter is what is sent."""
 
-import logging
 import math
 from typing import Any
 
@@ -17,8 +16,6 @@ from grpo_ext.rollouts.vllm.requests import Sampling, Search
 from grpo_ext.rollouts.vllm.rollouts import AdapterRollouts
 from grpo_ext.rollouts.vllm.servers import ServerOptions, ServerRollouts
 from grpo_ext.trainer.prompts import PromptTrainer
-
-logger = logging.getLogger("grpo_ext")
 
 
 class VLLMTrainer(PromptTrainer):

@@ -257,9 +257,14 @@ def test_batch_is_left_to_trl_when_its_size_is_given(tmp_path: Path) -> None:
         ("kl_estimator", {"kl_estimator": "k1", "beta": 0.04}),
         ("ratio_against", {"ratio_against": "reference", "beta": 0.0}),
         ("kl_controller", {"kl_controller": "ziegler", "beta": 0.04}),
-        ("kl_controller", {"kl_controller": "ppo", "kl_target": 0.0, "beta": 0.04}),
+        ("kl_target", {"kl_controller": "ppo", "kl_target": 0.0, "beta": 0.04}),
         ("kl_controller", {"kl_controller": "ppo", "kl_target": 0.1, "beta": 0.0}),
-        ("kl_controller", {"kl_controller": "ppo", "kl_target": -0.1, "beta": 0.04}),
+        ("kl_target", {"kl_controller": "ppo", "kl_target": -0.1, "beta": 0.04}),
+        ("beta", {"beta": -0.1}),
+        ("advantage_baseline", {"advantage_baseline": "none"}),
+        ("advantage_baseline", {"advantage_baseline": "none", "scale_rewards": "batch"}),
+        ("scale_rewards", {"group_generation": "stochastic_beam"}),
+        ("scale_rewards", {"group_generation": "stochastic_beam", "scale_rewards": "group_eps_inside"}),
         ("kl_estimator", {"kl_estimator": "k3_corrected", "kl_in": "reward", "beta": 0.04}),
         ("kl_in", {"kl_in": "reward", "beta": 0.0}),
         ("kl_against", {"kl_in": "reward", "beta": 0.04, "kl_against": "old"}),
@@ -276,4 +281,6 @@ def test_their_neighbours_work(tmp_path: Path) -> None:
     make(tmp_path, kl_estimator="k1", beta=0.0)
     make(tmp_path, ratio_against="reference", beta=1e-6)
     make(tmp_path, kl_controller="fixed")
+    make(tmp_path, advantage_baseline="none", scale_rewards="none")
+    make(tmp_path, group_generation="stochastic_beam", scale_rewards="none")
     make(tmp_path, kl_controller="ziegler", kl_target=0.1, beta=0.04)

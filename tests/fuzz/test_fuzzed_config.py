@@ -13,8 +13,8 @@ from outcomes import BASE, attempt, verdict
 from wrong_values import PAIRS, Case, cases, hints, mixed
 
 from grpo_ext import GRPOExtConfig
-from grpo_ext.checks import brief, typed
-from grpo_ext.checks.conditions import FAULTS, NAMES
+from grpo_ext.checks import brief, check_numbers, typed
+from grpo_ext.checks.conditions import COMPANY, FAULTS, NAMES
 from grpo_ext.checks.limits import LIMITS, RECIPE_LIMITS
 from grpo_ext.checks.types import BEYOND, FROM_FILES, NOT_NONE, UNLIMITED
 from grpo_ext.recipes.arguments import RecipeArguments
@@ -100,7 +100,6 @@ TAKEN: list[dict[str, Any]] = [
     {"max_grad_norm": math.inf},
     {"epsilon_high": math.inf},
     {"delta": math.inf},
-    {"beta": -0.1},
     {"use_cpu": 1},
     {"gradient_checkpointing": None},
     {"num_train_epochs": 0},
@@ -137,11 +136,22 @@ def test_what_works_is_taken(fields: dict[str, Any], tmp_path: Path) -> None:
     assert isinstance(config.max_steps, int | np.integer)
 
 
+@pytest.mark.parametrize("name", ["sft_epochs", "reward_epochs"])
+def test_no_pass_at_all_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"`{name}` is 0.0; it must be above 0"):
+        check_numbers(RLHFArguments(**{name: 0.0}))
+
+
+def test_a_number_below_the_one_for_none() -> None:
+    with pytest.raises(ValueError, match="`max_steps` is -2; it must be at least 1, or 0 or -1 for none"):
+        GRPOExtConfig(max_steps=-2)
+
+
 def test_tables_name_fields() -> None:
     own = set(hints())
     recipes = (RecipeArguments, ProcessRewardArguments, RewardModelArguments, RLHFArguments)
     options = {name for recipe in recipes for name in recipe.__dataclass_fields__}
-    assert {*LIMITS, *NAMES, *FAULTS, *BEYOND, *FROM_FILES, *NOT_NONE, *UNLIMITED} <= own
+    assert {*LIMITS, *NAMES, *FAULTS, *COMPANY, *BEYOND, *FROM_FILES, *NOT_NONE, *UNLIMITED} <= own
     assert set(RECIPE_LIMITS) <= options and not set(RECIPE_LIMITS) & own
 
 

@@ -113,7 +113,7 @@ PROBLEMS: dict[str, tuple[bytes, list[str]]] = {
     "half a character inside": (b'{"question": "a", "answer": {"b": ["\\udfff"]}}\n', ["line 1", "surrogate"]),
     "half a character as key": (b'{"question": "a", "answer": "1", "\\udfff": 1}\n', ["line 1", "surrogate"]),
     "a null character": (b'{"question": "a\\u0000b", "answer": "2"}\n', []),
-    "no answer": (b'{"question": "1"}\n', ["line 1", "answer"]),
+    "no answer": (b'{"question": "1"}\n', ["no column", "answer"]),
     "null answer": (b'{"question": "1", "answer": null}\n', ["row 0", "answer"]),
     "empty question": (b'{"question": " ", "answer": "2"}\n', ["row 0", "question"]),
     "null question": (b'{"question": null, "answer": "2"}\n', ["row 0", "question"]),

@@ -97,4 +97,4 @@ def test_a_secret_in_weights_metadata_or_vocabulary_stays_here(hub: FakeHub, run
     template = run / "adapter" / "chat_template.jinja"
     template.write_text(template.read_text() + f"{{# {Path.cwd()} #}}")
     with pytest.raises(ValueError, match=r"chat_template.jinja' holds a path of this machine"):
-        push_run(run, target(), again=False)
+        push_run(run, target(), reuse=False)

@@ -132,6 +132,9 @@ def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
         (work / "half").write_text("")
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"] and (target / "old").exists()
+    with pytest.raises(OSError), replaced(target) as work:
+        work.rmdir()  # so that it cannot take the target's name
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"] and (target / "old").exists()
     with replaced(target) as work:
         (work / "new").write_text("")
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]

@@ -1,10 +1,12 @@
 """Every formula of the advantages against numbers computed by hand."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from grpo_ext.ops.advantages import BASELINES, SCALES, advantages, advantages_per_reward, dead_groups, ranks
 
@@ -72,6 +74,30 @@ def test_ranks() -> None:
     assert found.isnan().tolist() == [True, False, False, True, False]
     same(found[[1, 2, 4]], [2.0, -2.0, 0.0], atol=1e-12)
     same(ranks(tensor([4.0, 2.0]), torch.tensor([0, 1])), [0.0, 0.0], atol=0.0)
+    # Groups of three, two and one whose rows lie between each other
+    found = ranks(tensor([1.0, 9.0, 5.0, 3.0, 8.0, 7.0]), torch.tensor([2, 0, 2, 2, 0, 1]))
+    same(found, [-2.0, 2.0, 2.0, 0.0, -2.0, 0.0], atol=0.0)
+    assert ranks(tensor([]), torch.tensor([], dtype=torch.long)).tolist() == []
+
+
+class Largest(TorchDispatchMode):
+    """Numbers of the largest tensor that is made."""
+
+    found = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.found = max(self.found, made.numel())
+        return made
+
+
+def test_ranks_look_at_one_group_at_a_time() -> None:
+    rows = torch.arange(400)
+    with Largest() as largest:
+        found = ranks((rows % 4).double(), rows // 4)
+    same(found[:4], [-2.0, -2 / 3, 2 / 3, 2.0], atol=1e-12)
+    assert largest.found == 400
 
 
 def test_dead_groups() -> None:

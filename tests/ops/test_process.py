@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from grpo_ext.objective import Batch, Objective
 from grpo_ext.ops.advantages import advantages
 from grpo_ext.ops.aggregation import Window
-from grpo_ext.ops.process import normalised_steps, process_advantages, summed_from_the_right
+from grpo_ext.ops.process import normalised_steps, summed_from_the_right
 
 NAN = math.nan
 
@@ -21,6 +21,12 @@ def tensor(values: list) -> torch.Tensor:
 
 def same(found: torch.Tensor, expected: list) -> None:
     torch.testing.assert_close(found, tensor(expected), rtol=0, atol=1e-9)
+
+
+def process_advantages(
+    rewards: torch.Tensor, ends: torch.Tensor, groups: torch.Tensor, num_tokens: int, eps: float = 1e-4
+) -> torch.Tensor:
+    return summed_from_the_right(normalised_steps(rewards, groups, eps=eps), ends, num_tokens)
 
 
 # Two outputs with two steps each: mean 2 and variance 10/3 over all four, so (1, -2, -1, 2) / sqrt(10/3)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from trl.trainer.utils import RepeatSampler
 
 from grpo_ext.plan import main, memory_size
-from grpo_ext.plan.batch import PROBLEMS, Batch, batch_of, nearest
+from grpo_ext.plan.batch import COUNTS, PROBLEMS, Batch, batch_of, nearest
 from grpo_ext.plan.shape import find_shape
 from grpo_ext.recipes.problems import TRAINED_ON
 
@@ -22,6 +22,7 @@ FIELDS = {
     "per_device_train_batch_size": 8, "gradient_accumulation_steps": 4, "steps_per_generation": None,
     "generation_batch_size": None, "num_generations": 8, "num_iterations": 1, "train_size": 100, "dataset": "gsm8k",
     "num_train_epochs": 3.0, "max_steps": -1, "max_completion_length": 50, "beta": 0.0,
+    "num_rounds": 1, "steps_per_round": None,
 }  # fmt: skip
 ADAPTERS = ["--use_vllm", "true", "--vllm_sync", "adapter"]
 CARD = ["--device", "cuda", "--memory", "16GB"]
@@ -45,7 +46,15 @@ def test_numbers_by_hand() -> None:
     assert made.tokens_a_generation == 3200 and made.tokens == 36 * 3200
     assert made.old_pass and made.reference_pass and not batch().old_pass
     assert batch(max_steps=10).steps == 10
+    assert batch(num_rounds=2, steps_per_round=600).steps == 1200
     assert batch(processes=2, generation_batch_size=64).parts == 4
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("value", [0, -1])
+def test_counts_below_one(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"`{name}` is {value}; it must be at least 1"):
+        batch(**{name: value})
 
 
 def test_every_data_set_has_a_size() -> None:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from grpo_ext.recipes.gsm8k import main
 from grpo_ext.report import read_run
+from grpo_ext.trainer import GRPOExtTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,6 +47,12 @@ def test_full_fine_tuning_saves_a_model(tiny_folder: Path, tmp_path: Path) -> No
     output = tmp_path / "run"
     assert main(words(tiny_folder, output, lora_r=0, preset="dr_grpo", max_steps=1)) == 0
     AutoModelForCausalLM.from_pretrained(output / "model")
+
+
+def test_one_process_writes_for_all(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GRPOExtTrainer, "is_world_process_zero", lambda self: False)
+    assert main(words(tiny_folder, tmp_path / "run", max_steps=1)) == 0
+    assert not {"summary.json", "learning_curve.png", "adapter"} & {path.name for path in (tmp_path / "run").iterdir()}
 
 
 def test_unwritable_folder_is_found_before_the_model_loads(tmp_path: Path) -> None:

@@ -132,6 +132,8 @@ def test_refusals(tiny_folder: Path, tmp_path: Path) -> None:
     for name, value in {"reward_replay": 1.0, "reward_samples": 1, "reward_problems": -1, "reward_pairs": 0}.items():
         with pytest.raises(ValueError, match=f"`{name}` is {value}"):
             RecipeArguments(**{name: value})
+    with pytest.raises(ValueError, match="`reward_dtype` is 'auto'; it must be one of: bfloat16, float16, float32"):
+        RecipeArguments(reward_dtype="auto")
 
 
 def test_without_pairs_a_later_round_keeps_the_model(

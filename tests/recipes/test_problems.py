@@ -96,3 +96,5 @@ def test_refusals(tmp_path: Path) -> None:
         RecipeArguments(sft_dataset="cmath")
     with pytest.raises(ValueError, match="`dataset` 'cmath' has no train split"):
         load_problems(RecipeArguments(), "train", 1, 0, "cmath")
+    with pytest.raises(ValueError, match="`system_prompt` is not part of the built-in problems"):
+        load_problems(RecipeArguments(dataset="arithmetic", system_prompt="Think."), "train", 1, 0)

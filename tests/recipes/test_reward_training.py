@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,12 @@ def test_learns_what_held_out_pairs_confirm(base: Path, tmp_path: Path) -> None:
 def test_a_finished_model_is_returned_and_a_trained_one_trained_on(base: Path, tmp_path: Path) -> None:
     first = train_reward_model(base, PAIRS, tmp_path / "one", options=FAST)
     weights = (first.folder / "model.safetensors").read_bytes()
-    again = train_reward_model(base, PAIRS, tmp_path / "one", options=RewardTraining(epochs=9.0))
+    again = train_reward_model(base, PAIRS, tmp_path / "one", options=replace(FAST, micro_batch_size=2, save_steps=1))
     assert again == first and weights == (first.folder / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"a reward model that was trained with `epochs` 2\.0, not 9\.0; use"):
+        train_reward_model(base, PAIRS, tmp_path / "one", options=replace(FAST, epochs=9.0))
+    with pytest.raises(ValueError, match="was trained with `base` "):
+        train_reward_model("elsewhere", PAIRS, tmp_path / "one", options=FAST)
     assert told(first.summary) == "Warning: its accuracy is not known, because no pairs were held out."
     new = preference_pairs("train", 27, seed=5)
     second = train_reward_model(first.folder, new, tmp_path / "two", replay=PAIRS, options=FAST)
@@ -155,3 +160,5 @@ def test_refusals(base: Path, tmp_path: Path) -> None:
         RewardTraining(replay_share=1.0)
     with pytest.raises(ValueError, match="`micro_batch_size` 3 must divide `batch_size` 16"):
         RewardTraining(micro_batch_size=3)
+    with pytest.raises(ValueError, match="`dtype` is 'float33'; it must be one of: bfloat16, float16, float32"):
+        RewardTraining(dtype="float33")

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from trl import TrlParser
 
 from grpo_ext.cli import parse
+from grpo_ext.config import GRPOExtConfig
 from grpo_ext.data.preferences import BUILT_IN, preference_pairs
 from grpo_ext.faults import RunStopped
 from grpo_ext.models import tiny_policy
@@ -278,12 +279,18 @@ def test_the_pages_commands_parse(tmp_path: Path) -> None:
     assert seen == ["rlhf", "rlhf", "reward_model", "reward_model"]
 
 
-def test_refusals(base: Path, tmp_path: Path) -> None:
+def test_refusals(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="`stages` is 'ppo'; it must be one of: sft, reward, grpo"):
         RLHFArguments(stages=["ppo"])
     with pytest.raises(ValueError, match="`eval_size` is 0"):
         RLHFArguments(eval_size=0)
     assert RLHFArguments().preferences == BUILT_IN and RLHFArguments(reward_model="x").stages == ["sft", "grpo"]
+    with pytest.raises(ValueError, match="`stages` leaves nothing to do with `reward_model` 'x'"):
+        RLHFArguments(reward_model="x", stages=["reward"])
+    monkeypatch.setattr(GRPOExtConfig, "world_size", property(lambda config: 2))
+    with pytest.raises(ValueError, match="The recipe rlhf runs in one process, and 2 were started"):
+        main(words(base, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 # KL from the tuned policy in nats a token; measured at most 0.35

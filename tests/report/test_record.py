@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from grpo_ext.report import changed_fields, hardware, versions, write_json
 
 
@@ -14,6 +16,19 @@ def test_hardware_says_what_a_reader_compares(tmp_path: Path) -> None:
     assert all(gpu["name"] and gpu["memory"] > 0 for gpu in found["gpus"])
     write_json(tmp_path / "x.json", found)
     assert json.loads((tmp_path / "x.json").read_text()) == found
+
+
+def test_writers_share_no_temporary_file_and_leave_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write_json(tmp_path / "folder.json", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.json"]
+    seen: list[str] = []
+    monkeypatch.setattr("grpo_ext.report.record.os.replace", lambda source, target: seen.append(source.name))
+    for process in (1, 2):
+        monkeypatch.setattr("grpo_ext.report.record.os.getpid", lambda process=process: process)
+        write_json(tmp_path / "x.json", {})
+    assert len(set(seen)) == 2
 
 
 def test_versions_name_the_hosts() -> None:

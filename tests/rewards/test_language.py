@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -90,6 +91,22 @@ def test_the_reward() -> None:
         language_consistency(completions)
     with pytest.raises(ValueError, match="prompts given to reward 'language_consistency' must be a list of 3"):
         language_consistency(completions, prompts=["a"])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("EN", "write 'en'"), ("english", "use one of zh, ja, en, "), ("LAT", "CYRILLIC"), (3, "zh"), ("", "zh")],
+)
+def test_a_column_that_names_no_language(name: Any, words: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"column 'language' has {name!r} in row 1, which names no language; .*{words}"
+    ):
+        language_consistency(["a", "b"], language=["en", name])
+
+
+def test_every_language_that_is_told_apart_can_be_asked_for() -> None:
+    names = ["zh", "ja", "de", "LATIN", "CJK", "HANGUL", "CYRILLIC", "DEVANAGARI"]
+    assert language_consistency(["18"] * 8, language=names) == [1.0] * 8
 
 
 HOSTILE = ["\\[" * 1_000_000, "`" * 1_000_000, "a " * 1_000_000, "\\begin{" * 100_000, "<a" * 100_000, "字a" * 500_000]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaForTokenClassification, PreTrainedModel
@@ -68,7 +69,7 @@ def test_rollouts_by_hand() -> None:
     assert draw.asked == [(["qa\n", "qa\nb\n", "qb\n"], 4, [38, 36, 38])]
     assert soft.stats == {
         "rollout_tokens": sum(len(t) for t in A) + 2 * sum(len(t) for t in ["#### 7", *B[:3]]),
-        "estimated": 3.0, "left_out": 0.0, "reused": 2.0,
+        "estimated": 3.0, "left_out": 0.0, "reused": 0.0,
     }  # fmt: skip
     hard = RolloutReward(tools(Scripted(a=A, b=B)), hard=True)
     assert hard(**given, answer=["7", "7"]) == [[1.0, 0.0, 1.0], [0.0, 0.0]]
@@ -81,7 +82,7 @@ def test_equal_beginnings_are_estimated_once_and_kept() -> None:
     first = soft(**given, answer=["7"] * 3)
     assert draw.asked[0][0] == ["qa\n", "qa\nb\n"]
     assert soft(**given, answer=["7"] * 3) == first
-    assert draw.asked[1][0] == []
+    assert draw.asked[1][0] == [] and soft.stats["reused"] == 2.0
     # Another gold answer is another estimate, and so is another policy
     soft(**batch("a\n#### 7"), answer=["8"])
     assert draw.asked[2][0] == ["qa\n"]
@@ -202,18 +203,20 @@ def test_a_model_that_is_no_classifier_is_named(tmp_path: Any) -> None:
     from grpo_ext.models import tiny_policy
 
     tiny_policy()[0].save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is a LlamaForCausalLM; it must be a token or sequence classifier"):
+    with pytest.raises(ValueError, match=r"must be a token or sequence .* grpo_ext.recipes.process_reward` makes"):
         load_process_model(str(tmp_path))
 
 
 def test_what_a_reward_returns_is_checked() -> None:
     steps = [[Step("a", 0, 1, 0), Step("b", 1, 2, 1)], []]
     assert checked_steps("r", [[1, None], []], steps) == [[1.0, None], []]
+    assert checked_steps("r", [[np.float32(0.5), torch.tensor(1)], []], steps) == [[0.5, 1.0], []]
     for bad, words in {
         "no list": (5, "did not return a list for each of 2 completions"),
         "rows": ([[1.0, 1.0]], "did not return a list for each of 2"),
         "steps": ([[1.0], []], "returned 1 rewards for the 2 steps of row 0"),
-        "value": ([["x", 1.0], []], "returned 'x' for a step of row 0"),
+        "value": ([["x", 1.0], []], "returned 'x' .* for a step of row 0"),
+        "beyond float32": ([[1e300, 1.0], []], "returned 1e\\+300 for a step of row 0"),
         "infinite": ([[float("inf"), 1.0], []], "returned inf for a step of row 0"),
     }.values():
         with pytest.raises(ValueError, match=words):

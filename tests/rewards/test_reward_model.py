@@ -167,7 +167,9 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"in pytorch_model\.bin, a pickle, which can run code when it is read; save"):
         load_reward_model(str(folder))
     tiny_policy()[0].save_pretrained(tmp_path / "lm")
-    with pytest.raises(ValueError, match="is a LlamaForCausalLM; it must be a sequence classifier, such as"):
+    with pytest.raises(
+        ValueError, match=r"is a LlamaForCausalLM; it must be a sequence .* grpo_ext.recipes.reward_model` makes"
+    ):
         load_reward_model(str(tmp_path / "lm"))
 
 

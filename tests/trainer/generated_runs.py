@@ -73,7 +73,7 @@ OWN: dict[str, dict[str, Any]] = {
     "high_entropy": {"top_entropy_quantile": 0.5},
     "process": {"process_reward": "calculations", "process_answer_step": "outcome"},
     "dynamic_sampling": {"resampling": "dynamic_sampling"},
-    "stochastic_beams": {"group_generation": "stochastic_beam"},
+    "stochastic_beams": {"group_generation": "stochastic_beam", "scale_rewards": "none"},
 }
 PRESET_CASES = {
     f"preset_{name}": {**row, "beta": row.get("beta", 0.0) or 0.04, "learning_rate": 0.1}

@@ -56,9 +56,15 @@ CASES: dict[str, dict[str, Any]] = {
         for name in KL_ESTIMATORS
     },
     **{f"level_{name}": {"importance_sampling_level": name} for name in RATIO_LEVELS},
-    **{f"baseline_{name}": {"advantage_baseline": name} for name in BASELINES},
+    **{
+        f"baseline_{name}": {"advantage_baseline": name, **({"scale_rewards": "none"} if name == "none" else {})}
+        for name in BASELINES
+    },
     **{f"scale_{name}": {"scale_rewards": name} for name in SCALES},
-    **{f"controller_{name}": {"kl_controller": name, "kl_target": 0.02, **KL} for name in KL_CONTROLLERS},
+    **{
+        f"controller_{name}": {"kl_controller": name, **({} if name == "fixed" else {"kl_target": 0.02}), **KL}
+        for name in KL_CONTROLLERS
+    },
     "lora": {"lora": True, **KL},
     # Groups of eight, six on the first process and two on the second, and the other way round
     "straddling": {"per_device_train_batch_size": 6, "num_generations": 8, "aggregation": "group_sum"},

@@ -104,7 +104,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "rounds": ({**DYNAMIC, "resampling_rounds": 0}, "`resampling_rounds` is 0"),
     "group_by": ({**DYNAMIC, "group_by": "topic"}, "`group_by` 'topic'"),
     "baseline": ({**DYNAMIC, "advantage_baseline": "none"}, "`advantage_baseline` 'none'"),
-    "inclusion": ({**DYNAMIC, "group_generation": "stochastic_beam"}, "'stochastic_beam'"),
+    "inclusion": ({**DYNAMIC, "group_generation": "stochastic_beam", "scale_rewards": "none"}, "'stochastic_beam'"),
     "search": ({**ADAPTIVE, "group_generation": "beam"}, "group_generation"),
     "not_adaptive": ({**DYNAMIC, "initial_group_size": 2}, "`initial_group_size` is 2, but only"),
     "one": ({**ADAPTIVE, "initial_group_size": 1}, "`initial_group_size` is 1"),

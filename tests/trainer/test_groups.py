@@ -17,6 +17,7 @@ UNSEARCHED: dict[str, dict[str, Any]] = {
     "top_p": {"group_generation": "stochastic_beam", "top_p": 0.9},
     "top_k": {"group_generation": "stochastic_beam", "top_k": 20},
     "baseline": {"group_generation": "stochastic_beam", "advantage_baseline": "mean"},
+    "scale": {"group_generation": "stochastic_beam"},
     "TRL's beams": {"generation_kwargs": {"num_beams": 4}},
     "a word": {"group_generation": "beams"},
 }
@@ -24,6 +25,7 @@ MESSAGES = {
     "half the beams": "`num_beams` is 3; .* at least 4",
     "no samples left": "`num_beams` is 4; .* below 4",
     "parts": "`num_beam_groups` is 3; it must divide the 4 beams",
+    "scale": "`scale_rewards` is 'group', but the advantages of group_generation='stochastic_beam' .*='none'",
     "top_p": "`top_p` is 0.9, but the weights of group_generation='stochastic_beam'",
     "top_k": "`top_k` is 20",
     "baseline": "`advantage_baseline` is 'mean'",
@@ -50,8 +52,10 @@ def test_a_group_is_the_search_of_its_prompt(strategy: str, tiny_folder: Path, t
     runs = []
     for name in ("one", "two"):
         seen = Seen()
-        fields = {"group_generation": strategy, "num_beam_groups": 2, "diversity_penalty": 5.0, "max_steps": 3}
-        trainer = make(tiny_folder, tmp_path / name, reward_funcs=seen, learning_rate=0.0, **fields)
+        fields = {"group_generation": strategy, "max_steps": 3, "scale_rewards": "none", "learning_rate": 0.0}
+        if strategy == "diverse_beam":
+            fields |= {"num_beam_groups": 2, "diversity_penalty": 5.0}
+        trainer = make(tiny_folder, tmp_path / name, reward_funcs=seen, **fields)
         trainer.train()
         runs.append(seen.calls)
     assert runs[0] == runs[1] and len(runs[0]) == 3

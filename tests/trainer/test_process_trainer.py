@@ -12,6 +12,7 @@ from grpo_ext import GRPOExtConfig, GRPOExtTrainer
 from grpo_ext.faults import RunStopped
 from grpo_ext.models import tiny_tokenizer
 from grpo_ext.rewards.steps import Step, split_steps
+from grpo_ext.trainer.advantages import AdvantageTrainer
 
 RUN: dict[str, Any] = {"process_reward": "calculations", "max_completion_length": 24}
 
@@ -274,6 +275,23 @@ def test_refusals_of_the_trainer(tiny_folder: Path, tmp_path: Path) -> None:
         )  # fmt: skip
 
 
+def test_refused_roll_outs_never_begin(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make(tiny_folder, tmp_path, process_reward="rollouts_soft")
+    # With a tokenizer alone such a dataset is refused before
+    made.train_dataset = prompts(conversational=True, image=[None] * len(PROMPTS))
+    with pytest.raises(ValueError, match=r"the dataset has images \(column 'image'\); use 'calculations' or 'model'"):
+        made._check_rollouts(of_policy=True)
+    inner = AdvantageTrainer.__init__
+
+    def sharding(self: AdvantageTrainer, *args: Any, **kwargs: Any) -> None:
+        inner(self, *args, **kwargs)
+        self.is_fsdp_enabled = True
+
+    monkeypatch.setattr(AdvantageTrainer, "__init__", sharding)
+    with pytest.raises(ValueError, match=r"sharded, so it cannot roll out .* name a `process_rollout_model`"):
+        make(tiny_folder, tmp_path, process_reward="rollouts_soft")
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -285,7 +303,7 @@ def test_refusals_of_the_trainer(tiny_folder: Path, tmp_path: Path) -> None:
         ({"process_reward_model": "x"}, "a model go together"),
         ({"process_reward": None, "process_weight": 0.5}, "without `process_reward`"),
         ({"process_reward": "typo"}, "must be one of: calculations, rollouts_soft"),
-        ({"group_generation": "stochastic_beam"}, "stochastic_beam"),
+        ({"group_generation": "stochastic_beam", "scale_rewards": "none"}, "one reward a completion"),
         ({"resampling": "dynamic_sampling"}, "`resampling` 'dynamic_sampling'"),
         ({"multi_objective_aggregation": "normalize_then_sum"}, "normalize_then_sum"),
         ({"kl_in": "reward", "beta": 0.1}, "`kl_in` 'reward'"),

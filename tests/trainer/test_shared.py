@@ -148,11 +148,8 @@ def nothing(completions: list[Any], **kwargs: Any) -> list[float]:
 @pytest.mark.parametrize("loss_type", ["dapo", "grpo", "cispo"])
 def test_dead_rows_are_skipped_exactly(reward: Any, loss_type: str, tiny_folder: Path, tmp_path: Path) -> None:
     logs, ends, tokens = [], [], []
-    for scoring in ("padded", "tree"):
-        trainer = make(
-            tiny_folder, tmp_path, GRPOExtTrainer, reward, **RUN, scoring=scoring, scoring_tokens=10**6,
-            loss_type=loss_type,
-        )  # fmt: skip
+    for fields in ({"scoring": "padded"}, {"scoring": "tree", "scoring_tokens": 10**6}):
+        trainer = make(tiny_folder, tmp_path, GRPOExtTrainer, reward, **RUN, **fields, loss_type=loss_type)
         seen = passes(trainer)
         trainer.train()
         logs.append([log["entropy"] for log in trainer.state.log_history if "entropy" in log])

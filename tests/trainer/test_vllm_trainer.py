@@ -122,7 +122,7 @@ REFUSED = [
     ({"use_vllm": True, "group_generation": "beam"}, "TRL's own vLLM path samples only"),
     ({**SERVED, "group_generation": "beam"}, "beams are no samples, so `vllm_importance_sampling_correction`"),
     ({**SERVED, "group_generation": "diverse_beam", "num_beam_groups": 2}, "no groups of beams that avoid"),
-    ({**SERVED, "group_generation": "stochastic_beam"}, "no Gumbel noise"),
+    ({**SERVED, "group_generation": "stochastic_beam", "scale_rewards": "none"}, "no Gumbel noise"),
     ({**SERVED, "vllm_mode": "server"}, "whose protocol is TRL's own"),
     ({**SERVED, "vllm_server_urls": []}, "`vllm_server_urls` is empty"),
     ({**SERVED, "vllm_server_urls": ["node1:8000"]}, "has 'node1:8000'; an address begins with http://"),

@@ -2,7 +2,6 @@
 
 import atexit
 import json
-import logging
 import os
 import shutil
 import socket
@@ -16,8 +15,6 @@ import torch
 from peft import LoraConfig, PeftModel
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
-
-logger = logging.getLogger("grpo_ext")
 
 # What vLLM takes for `max_lora_rank`: it reserves room for that many rows, so the smallest that fits is best.
 ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

@@ -1,7 +1,6 @@
 """vLLM in this process on the frozen base; each sync swaps the adapter, and the base weights never move."""
 
 import itertools
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +12,6 @@ import torch
 from grpo_ext.rollouts.vllm.adapters import AdapterFolder, engine_rank
 from grpo_ext.rollouts.vllm.requests import Answers, Completion, Request, Sampling, Search, number
 from grpo_ext.rollouts.vllm.rollouts import AdapterRollouts
-
-logger = logging.getLogger("grpo_ext")
 
 # vLLM's own default for `max_logprobs`
 USUAL_LOGPROBS = 20
