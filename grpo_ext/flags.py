@@ -20,3 +20,12 @@ def flag(argv: Sequence[str], name: str) -> str | None:
         elif word.startswith(f"--{name}="):
             value = word.partition("=")[2]
     return value
+
+
+def names_a_run(argv: Sequence[str]) -> bool:
+    """Whether a command line names a config or a model, with underscores or hyphens; without them it is a quickstart.
+
+    Args:
+        argv: the words after the command.
+    """
+    return any(word.replace("_", "-").startswith(("--config", "--model-name-or-path")) for word in argv)

@@ -28,6 +28,7 @@ def save_policy(
     tokenizer: PreTrainedTokenizerBase,
     folder: str | os.PathLike[str],
     formats: Sequence[str] = ("adapter",),
+    weights: dict[str, Tensor] | None = None,
 ) -> dict[str, Path]:
     """Write a policy with its tokenizer, one folder for each format, under the format's name.
 
@@ -38,6 +39,7 @@ def save_policy(
         tokenizer: its tokenizer.
         folder: where the folders go.
         formats: any of `SAVE_FORMATS`.
+        weights: all of the policy's by name, where it is sharded and holds parts of them alone.
 
     Returns:
         Format to folder.
@@ -46,22 +48,23 @@ def save_policy(
         ValueError: there is no such format, or it cannot be written from this policy here.
         OSError: the folder cannot be written to.
     """
-    check_formats(policy, formats)
+    check_formats(policy, formats, sharded=weights is not None)
     found = {}
     for name in dict.fromkeys(formats):
         target = Path(folder) / name
         with replaced(target) as work:
-            SAVE_FORMATS[name](policy, tokenizer, work)
+            SAVE_FORMATS[name](policy, tokenizer, work, weights)
         found[name] = target
     return found
 
 
-def check_formats(policy: PreTrainedModel | PeftModel, formats: Sequence[str]) -> None:
+def check_formats(policy: PreTrainedModel | PeftModel, formats: Sequence[str], sharded: bool = False) -> None:
     """Refuse what `save_policy` could not write, so that a run says so before it trains.
 
     Args:
         policy: what would be saved.
         formats: the formats asked for.
+        sharded: whether its weights are cut up between processes.
 
     Raises:
         ValueError: with the format, the reason and the way out.
@@ -71,6 +74,9 @@ def check_formats(policy: PreTrainedModel | PeftModel, formats: Sequence[str]) -
             raise ValueError(f"save_format is {name!r}, but must be among {', '.join(map(repr, SAVE_FORMATS))}.")
         if name == "adapter" and not isinstance(policy, PeftModel):
             raise ValueError("save_format 'adapter' needs an adapter, and all weights are trained; use 'model'.")
+        whole = "adapter" if isinstance(policy, PeftModel) else "model"
+        if sharded and name != whole:
+            raise ValueError(f"save_format {name!r} is not made of sharded weights; use {whole!r}.")
         if name == "gguf" and not _by_unsloth():
             raise ValueError(
                 "save_format 'gguf' is Unsloth's, on a GPU; elsewhere save 'merged_16bit' and convert that folder "
@@ -104,18 +110,30 @@ def replaced(target: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _adapter(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+Weights = dict[str, Tensor] | None
+
+
+def _adapter(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: Weights) -> None:
     # TRL adds a frozen copy named "ref" where there is a reference policy
-    policy.save_pretrained(folder, selected_adapters=[ADAPTER])
+    policy.save_pretrained(folder, selected_adapters=[ADAPTER], state_dict=weights)
     tokenizer.save_pretrained(folder)
 
 
-def _model(policy: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    merged(policy).save_pretrained(folder)
+def _model(
+    policy: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: Weights
+) -> None:
+    if weights is None:
+        merged(policy).save_pretrained(folder)
+    else:
+        # Gathered weights no longer show which of them are tied; a parameter of two names is listed under its first
+        own = {name for name, _ in (*policy.named_parameters(), *policy.named_buffers())}
+        policy.save_pretrained(folder, state_dict={name: weight for name, weight in weights.items() if name in own})
     tokenizer.save_pretrained(folder)
 
 
-def _merged_16bit(policy: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def _merged_16bit(
+    policy: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: Weights
+) -> None:
     if _by_unsloth() and isinstance(policy, PeftModel):
         policy.save_pretrained_merged(str(folder), tokenizer, save_method="merged_16bit")
         return
@@ -124,7 +142,7 @@ def _merged_16bit(policy: PreTrainedModel | PeftModel, tokenizer: PreTrainedToke
     tokenizer.save_pretrained(folder)
 
 
-def _gguf(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def _gguf(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: Weights) -> None:
     # Unsloth writes a 16-bit model here and the files beside it, under this name with "_gguf" behind
     inner = folder / "model"
     policy.save_pretrained_gguf(str(inner), tokenizer, quantization_method=GGUF_TYPE)
@@ -138,7 +156,7 @@ def _gguf(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -
             shutil.rmtree(path)
 
 
-SAVE_FORMATS: dict[str, Callable[[Any, PreTrainedTokenizerBase, Path], None]] = {
+SAVE_FORMATS: dict[str, Callable[[Any, PreTrainedTokenizerBase, Path, Weights], None]] = {
     "adapter": _adapter,
     # In the policy's own type
     "model": _model,

@@ -32,6 +32,7 @@ from grpo_ext.checks import check_output_dir
 from grpo_ext.cli import parse
 from grpo_ext.config import GRPOExtConfig
 from grpo_ext.evaluation.greedy import evaluate
+from grpo_ext.flags import names_a_run
 from grpo_ext.hub import push_run, take_over, without_token
 from grpo_ext.models import load_policy, resolve_model, save_policy
 from grpo_ext.models.saving import check_formats
@@ -184,8 +185,9 @@ def results(
     }
     if trainer.interrupt.interrupted or finding is not None:
         return found
+    weights = trainer.gathered_weights()
     if trainer.is_world_process_zero():
-        save_policy(policy, tokenizer, trainer.args.output_dir, args.save_format or ())
+        save_policy(policy, tokenizer, trainer.args.output_dir, args.save_format or (), weights)
     after = measured(policy, tokenizer, args, trainer.args, tests)
     found["after"] = after[first]
     for name, score in after.items():
@@ -219,8 +221,7 @@ def main(
         can be resumed.
     """
     started = time.time()
-    chosen = any(word.startswith(("--config", "--model_name_or_path")) for word in argv)
-    layers = {**DEFAULTS, **defaults, **({} if chosen else quickstart or {})}
+    layers = {**DEFAULTS, **defaults, **({} if names_a_run(argv) else quickstart or {})}
     args, config = parse(RecipeArguments, argv, layers)
     folder = Path(config.output_dir)
     check_output_dir(folder)
@@ -238,6 +239,7 @@ def main(
     learned = learned_reward(args, train, tokenizer)
     trainer = make_trainer(policy, tokenizer, train, args, config, [*rewards, *([learned] if learned else [])])
     trainer.round_update = learned
+    check_formats(policy, args.save_format or (), trainer.shards_weights)
 
     before = measured(policy, tokenizer, args, config, tests)
     print(f"Before: {shown(before)} of {args.eval_size} held-out problems", flush=True)

@@ -14,6 +14,7 @@ from typing import Any
 from grpo_ext.callbacks import Interrupted
 from grpo_ext.checks import at_least, check_output_dir, one_of
 from grpo_ext.cli import parse
+from grpo_ext.flags import names_a_run
 from grpo_ext.hub import push_run, take_over, without_token
 from grpo_ext.recipes.arguments import DEFAULTS, PolicyArguments
 from grpo_ext.recipes.preference_options import PreferenceArguments
@@ -190,8 +191,7 @@ def main(argv: Sequence[str]) -> int:
         command goes on with it.
     """
     started = time.time()
-    chosen = any(word.startswith(("--config", "--model_name_or_path")) for word in argv)
-    args, config = parse(RLHFArguments, argv, BASE | ({} if chosen else QUICKSTART))
+    args, config = parse(RLHFArguments, argv, BASE | ({} if names_a_run(argv) else QUICKSTART))
     if config.world_size > 1:
         raise ValueError(
             f"The recipe rlhf runs in one process, and {config.world_size} were started; run it alone, or launch its "

@@ -44,7 +44,7 @@ class GroupTrainer(SamplerTrainer):
             return "generates with vLLM"
         if type(self._bare(self.model)).forward.__module__.startswith("unsloth"):
             return "has Unsloth's own decoding"
-        if self._shards_weights() and not (self.accelerator.is_fsdp2 and self.args.ds3_gather_for_generation):
+        if self.shards_weights and not (self.accelerator.is_fsdp2 and self.args.ds3_gather_for_generation):
             return "has sharded weights"
         if self.use_transformers_continuous_batching:
             return "generates by continuous batching"

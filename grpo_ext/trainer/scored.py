@@ -83,7 +83,7 @@ class ScoredTrainer(VLLMTrainer):
 
     def _not_a_tree(self, models: list[PreTrainedModel]) -> str | None:
         """Why the run as a whole cannot be scored over a tree, or None."""
-        if self._shards_weights():
+        if self.shards_weights:
             return "has sharded weights"
         if self.use_transformers_continuous_batching:
             return "generates by continuous batching, which knows transformers' own attention only"
@@ -116,7 +116,7 @@ class ScoredTrainer(VLLMTrainer):
             or compute_aux_loss
             or any(value is not None for value in extra.values())
             or (self.accelerator.device.type != "cpu" and self._scorer == "padded")
-            or self._shards_weights()
+            or self.shards_weights
             or any(adapter.is_prompt_learning for adapter in self._adapters(model))
         )
 

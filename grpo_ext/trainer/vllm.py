@@ -5,6 +5,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
+from torch import Tensor
 
 from grpo_ext import compat
 from grpo_ext.config import GRPOExtConfig
@@ -96,7 +97,7 @@ class VLLMTrainer(PromptTrainer):
 
     def _check_adapter(self, model: Any) -> None:
         reason = unservable(model)
-        if reason is None and self._shards_weights():
+        if reason is None and self.shards_weights:
             reason = "has sharded weights, of which no process holds the whole adapter"
         if reason is not None:
             raise ValueError(
@@ -104,10 +105,15 @@ class VLLMTrainer(PromptTrainer):
                 "weights."
             )
 
-    def _shards_weights(self) -> bool:
+    @property
+    def shards_weights(self) -> bool:
         """Whether no process holds all weights: with FSDP and ZeRO-3, not with DDP, ZeRO-1 and ZeRO-2."""
         plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
         return self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
+
+    def gathered_weights(self) -> dict[str, Tensor] | None:
+        """All weights by name on the main process where they are sharded, else None; every process must call it."""
+        return self.accelerator.get_state_dict(self.model_wrapped) if self.shards_weights else None
 
     def _server_options(self, base: str) -> ServerOptions:
         return ServerOptions(

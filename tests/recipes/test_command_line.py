@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from grpo_ext.cli import parse
+from grpo_ext.flags import names_a_run
 from grpo_ext.presets import PRESETS
 from grpo_ext.recipes.grpo import DEFAULTS, RecipeArguments
 from grpo_ext.recipes.gsm8k import QUICKSTART
@@ -40,6 +41,11 @@ def test_a_beginning_of_a_flag_is_none(tmp_path: Path) -> None:
     # The layers are read by whole names: an abbreviated preset would be a name without its values
     with pytest.raises(ValueError, match=r"`--pres` is no flag of this recipe; did you mean --preset\?"):
         read("--output_dir", str(tmp_path), "--pres", "dapo")
+
+
+@pytest.mark.parametrize("word", ["--config", "--model_name_or_path=x", "--model-name-or-path"])
+def test_what_is_no_quickstart(word: str) -> None:
+    assert names_a_run(["--seed", "1", word, "x"]) and not names_a_run(["--seed", "1", "--preset", "gspo"])
 
 
 def test_preset_named_in_the_file(tmp_path: Path) -> None:
