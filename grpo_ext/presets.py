@@ -1,4 +1,4 @@
-"""Named objectives: plain dicts of config fields, each value with the place in its paper that it comes from.
+"""Named objectives: plain dicts of config fields, values with the place in their paper where it gives one.
 
 Use one as `GRPOExtConfig(**PRESETS["gspo"], ...)` or as `--preset gspo` on a recipe's command line.
 """
@@ -60,12 +60,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "beta": 0.0,
     },
     "gspo_token": {
-        "advantage_baseline": "mean",
-        "scale_rewards": "group",
-        "loss_type": "grpo",
+        "advantage_baseline": "mean",  # eq. 6
+        "scale_rewards": "group",  # eq. 6
+        "loss_type": "grpo",  # eq. 13
         "importance_sampling_level": "sequence_token",  # eq. 13, 14
-        "epsilon": 3e-4,
-        "epsilon_high": 4e-4,
+        "epsilon": 3e-4,  # sec. 5.1, of gspo
+        "epsilon_high": 4e-4,  # sec. 5.1, of gspo
         "beta": 0.0,
     },
     # CISPO, MiniMax-M1, 2506.13585

@@ -87,6 +87,6 @@ def test_a_command_line_is_noted_without_them(words: list[str]) -> None:
 
 
 def test_a_token_that_is_not_used_is_not_kept(tmp_path: Path) -> None:
-    _, config = parse(RLHFArguments, ["--output_dir", str(tmp_path), "--hub_tok", GIVEN], BASE)
+    _, config = parse(RLHFArguments, ["--output_dir", str(tmp_path), "--hub_token", GIVEN], BASE)
     assert config.hub_token == GIVEN
     assert take_over(config) is None and config.hub_token is None
