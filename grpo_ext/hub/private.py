@@ -127,7 +127,7 @@ def without_token(words: Sequence[str], environment: Mapping[str, str] = os.envi
 def _dropped(words: Sequence[str], flags: tuple[str, ...]) -> list[str]:
     """The words without these flags (or beginnings of flags) and their values.
 
-    The parser also takes a flag with hyphens. It takes no beginning of a name, but a command that it refused may be kept.
+    The parser also takes a flag with hyphens. It takes no beginning of a name, but earlier versions did.
     """
     kept: list[str] = []
     dropping = False
