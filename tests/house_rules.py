@@ -21,6 +21,7 @@ LEVELS = {
     "visible": 0,
     "trust": 0,
     "groups": 0,
+    "randomness": 0,
     "backends": 0,
     "faults": 0,
     "objective": 1,

@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from grpo_ext import compat
 from grpo_ext.checkpoints import MANIFEST, flaw
 from grpo_ext.faults import Caught, RunStopped
-from grpo_ext.trainer.iterations import random_states
+from grpo_ext.randomness import random_states
 from grpo_ext.trainer.resume import ResumableTrainer
 
 # Of our trainer, and of transformers' state, that a step changes before its end

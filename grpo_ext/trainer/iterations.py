@@ -7,13 +7,11 @@ optimizer's moments and the learning-rate schedule go on over all of them, for t
 
 import json
 import logging
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from grpo_ext.compat import load_trained_adapter
 from grpo_ext.models.reference import REFERENCE, renew_reference
+from grpo_ext.randomness import random_states_kept
 from grpo_ext.trainer.resampled import ResampledTrainer
 
 logger = logging.getLogger("grpo_ext")
@@ -46,32 +45,17 @@ class RoundUpdate(Protocol):
         ...
 
 
-def random_states() -> Callable[[], None]:
-    """What puts the random states back to those of now."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-
-    def put_back() -> None:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if devices is not None:
-            torch.cuda.set_rng_state_all(devices)
-
-    return put_back
-
-
 @contextmanager
 def undisturbed(accelerator: Accelerator) -> Iterator[None]:
     """Put back random states and accelerate's flag of the step, so that a run goes on as if nothing had happened.
 
     Another trainer that runs inside a step would draw from the same generators and leave its own flag.
     """
-    put_back, sync = random_states(), accelerator.gradient_state.sync_gradients
+    sync = accelerator.gradient_state.sync_gradients
     try:
-        yield
+        with random_states_kept():
+            yield
     finally:
-        put_back()
         accelerator.gradient_state.sync_gradients = sync
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from grpo_ext.randomness import random_states_kept
 from grpo_ext.rollouts.vllm.adapters import AdapterFolder, engine_rank
 from grpo_ext.rollouts.vllm.requests import Answers, Completion, Request, Sampling, Search, number
 from grpo_ext.rollouts.vllm.rollouts import AdapterRollouts
@@ -189,7 +190,8 @@ def start_engine(options: EngineOptions, max_lora_rank: int | None, max_logprobs
         extra = {}
     if max_lora_rank is not None:
         extra |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": max_lora_rank}
-    with _within_this_process(), _random_state_kept():
+    # An engine in this process seeds the generators, which the trainer has seeded before
+    with _within_this_process(), random_states_kept():
         return LLM(
             model=options.base,
             dtype=str(options.dtype).removeprefix("torch."),
@@ -220,16 +222,6 @@ def _within_this_process() -> Iterator[None]:
         del os.environ[name]
         if before is not None:
             os.environ[name] = before
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """An engine in this process seeds torch's global generator, which the trainer has seeded before."""
-    state = torch.get_rng_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
 
 
 @contextmanager
