@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def flag(argv: Sequence[str], name: str) -> str | None:
-    """Value of `--name VALUE` or `--name=VALUE`.
+    """Value of `--name VALUE` or `--name=VALUE`, where the name may be written with hyphens.
 
     Args:
         argv: the words after the command.
@@ -15,17 +15,20 @@ def flag(argv: Sequence[str], name: str) -> str | None:
     """
     value = None
     for index, word in enumerate(argv):
-        if word == f"--{name}" and index + 1 < len(argv):
+        given, equals, rest = word.partition("=")
+        if not given.startswith("--") or given[2:].replace("-", "_") != name:
+            continue
+        if equals:
+            value = rest
+        elif index + 1 < len(argv):
             value = argv[index + 1]
-        elif word.startswith(f"--{name}="):
-            value = word.partition("=")[2]
     return value
 
 
 def names_a_run(argv: Sequence[str]) -> bool:
-    """Whether a command line names a config or a model, with underscores or hyphens; without them it is a quickstart.
+    """Whether a command line names a config or a model; one that does not is a quickstart.
 
     Args:
         argv: the words after the command.
     """
-    return any(word.replace("_", "-").startswith(("--config", "--model-name-or-path")) for word in argv)
+    return any(flag(argv, name) is not None for name in ("config", "model_name_or_path"))

@@ -66,16 +66,16 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
         sys.exit(code)
     try:
         code = main(sys.argv[1:])
-        leave_process_group()
     # An option may need a package that is not installed
     except (ValueError, OSError, ImportError, RunStopped) as error:
         # A message may repeat what a file or a data set holds; a note says what was saved
         for line in (f"error: {error}", *getattr(error, "__notes__", ())):
             print(visible(line), file=sys.stderr)
-        code = FAULTED if isinstance(error, RunStopped) else 2
-        if isinstance(error, RunStopped):
-            # Raised by all processes alike, so none waits for another
-            leave_process_group()
+        if not isinstance(error, RunStopped):
+            # It may be of this process alone, and the others wait in the group
+            sys.exit(2)
+        code = FAULTED
+    leave_process_group()
     sys.exit(code)
 
 

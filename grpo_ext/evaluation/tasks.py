@@ -41,7 +41,7 @@ class Task:
         return {"strict": self.strict, "lenient": self.lenient}
 
 
-def _built_in(
+def built_in(
     difficulty: str,
     split: str,
     answer_format: str,
@@ -50,8 +50,15 @@ def _built_in(
     size: int | None,
     seed: int,
 ) -> Dataset:
+    """The built-in problems, as a task loads them.
+
+    Raises:
+        ValueError: there is a system prompt, which they do not take, or what `arithmetic` raises.
+    """
     if system_prompt is not None:
-        raise ValueError("`system_prompt` is not part of the built-in problems; leave it out, or choose another task.")
+        raise ValueError(
+            "`system_prompt` is not part of the built-in problems; leave it out, or choose other problems."
+        )
     return arithmetic(split, size or BUILT_IN_SIZE, seed, difficulty, answer_format, conversational)
 
 
@@ -74,9 +81,9 @@ TASKS: dict[str, Task] = {
     "gsm8k": Task(gsm8k, "test", "hash", **NUMBERS),
     "math": Task(math, "test", "boxed", **MATHS),
     "cmath": Task(cmath, "validation", "chinese", **MATHS),
-    "arithmetic": Task(partial(_built_in, "mixed"), "test", "hash", **NUMBERS),
-    "arithmetic_one_step": Task(partial(_built_in, "one_step"), "test", "hash", **NUMBERS),
-    "arithmetic_two_step": Task(partial(_built_in, "two_step"), "test", "hash", **NUMBERS),
+    "arithmetic": Task(partial(built_in, "mixed"), "test", "hash", **NUMBERS),
+    "arithmetic_one_step": Task(partial(built_in, "one_step"), "test", "hash", **NUMBERS),
+    "arithmetic_two_step": Task(partial(built_in, "two_step"), "test", "hash", **NUMBERS),
 }
 
 

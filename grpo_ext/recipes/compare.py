@@ -170,7 +170,7 @@ def check(args: argparse.Namespace, more: Sequence[str]) -> None:
         if len(set(given)) < len(given):
             raise ValueError(f"`{name}` names one twice: {', '.join(map(str, given))}; name each once.")
     for name, instead in OWN.items():
-        if flag(more, name) is not None or flag(more, name.replace("_", "-")) is not None:
+        if flag(more, name) is not None:
             raise ValueError(f"`{name}` would be the same in all runs of a comparison; use --{instead} in its place.")
     for name in ("generated_tokens", "jobs"):
         at_least(name, getattr(args, name))

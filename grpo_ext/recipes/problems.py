@@ -6,11 +6,10 @@ from typing import Any, Protocol
 
 from datasets import Dataset, concatenate_datasets
 
-from grpo_ext.data.arithmetic import arithmetic
 from grpo_ext.data.cmath import cmath
 from grpo_ext.data.gsm8k import gsm8k
 from grpo_ext.data.math import math
-from grpo_ext.evaluation.tasks import TASKS, task_of_file
+from grpo_ext.evaluation.tasks import TASKS, built_in, task_of_file
 
 COLUMNS = ["prompt", "answer", "question", "solution", "answer_format"]
 BUILT_IN_SIZE = 2048
@@ -49,11 +48,8 @@ class Problems:
 
 
 def _arithmetic(split: str, answer_format: str, args: Asked, size: int | None, seed: int) -> Dataset:
-    if args.system_prompt is not None:
-        raise ValueError(
-            "`system_prompt` is not part of the built-in problems; leave it out, or choose another dataset."
-        )
-    return arithmetic(split, size or BUILT_IN_SIZE, seed=seed, difficulty=args.difficulty, answer_format=answer_format)
+    size = size or BUILT_IN_SIZE
+    return built_in(args.difficulty, split, answer_format, args.system_prompt, True, size, seed)
 
 
 def _loaded(loader: Callable[..., Dataset]) -> Callable[[str, str, Asked, int | None, int], Dataset]:
