@@ -11,11 +11,6 @@ from grpo_ext.ops.masking import masked_mean
 from grpo_ext.ops.ratios import RATIO_LEVELS
 from grpo_ext.ops.surrogates import SURROGATES, Clipping, Terms
 
-# These surrogates put the correction for the sampler into their own weight, so it must not be applied again.
-CORRECTS_ITSELF = {"gamma"}
-# These cap or clip the ratio in the way that TRL's clip_ratio metrics describe.
-CLIPPED = {"clip"}
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -102,13 +97,14 @@ class Objective:
             mask=batch.mask,
             sampling_ratio=batch.sampling_ratio,
         )
-        losses = SURROGATES[self.surrogate](terms, self.clipping)
+        surrogate = SURROGATES[self.surrogate]
+        losses = surrogate.loss(terms, self.clipping)
         if batch.keep is not None:
             losses = losses * batch.keep
-        if batch.sampling_ratio is not None and self.surrogate not in CORRECTS_ITSELF:
+        if batch.sampling_ratio is not None and not surrogate.corrects_sampler:
             losses = losses * batch.sampling_ratio
 
-        values = self._clip_metrics(terms)
+        values = {"ratio": torch.exp(terms.log_ratio.detach()), **surrogate.metrics(terms, self.clipping)}
         if beta != 0.0:
             # The correction undoes the sampling by the old policy, whatever the ratio of the surrogate is taken to.
             weight = torch.exp(level(batch.logps, old_logps, batch.mask))
@@ -126,21 +122,6 @@ class Objective:
                 acts_on = batch.mask if batch.entropy_mask is None else batch.mask * batch.entropy_mask
                 loss = loss - self.entropy_coef * masked_mean(batch.entropies, acts_on) / window.parts
         return loss, values
-
-    def _clip_metrics(self, terms: Terms) -> dict[str, Tensor]:
-        ratio = torch.exp(terms.log_ratio.detach())
-        values = {"ratio": ratio}
-        if self.surrogate in CLIPPED:
-            # TRL counts after the cap by delta
-            ratio = ratio if self.clipping.delta is None else ratio.clamp(max=self.clipping.delta)
-            low = (ratio < 1 - self.clipping.epsilon) & (terms.advantages < 0)
-            high = (ratio > 1 + self.clipping.epsilon_high) & (terms.advantages > 0)
-            values |= {"clip_ratio/low": low.float(), "clip_ratio/high": high.float()}
-            values["clip_ratio/region"] = (low | high).float()
-        elif self.surrogate == "cispo":
-            capped = (ratio > self.clipping.epsilon_high) & (terms.advantages > 0)
-            values["cispo_clip_ratio"] = capped.float()
-        return values
 
 
 def _neutral_where_masked(batch: Batch) -> Batch:

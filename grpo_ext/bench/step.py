@@ -12,7 +12,7 @@ import torch
 import trl
 from packaging.version import Version
 
-from grpo_ext.bench.rollouts import synthetic
+from grpo_ext.bench.rollouts import Rollouts, synthetic
 from grpo_ext.bench.shapes import SHAPES
 from grpo_ext.bench.shown import columns, command_line, conditions, show
 from grpo_ext.bench.worker import COUNTED, serve
@@ -68,6 +68,23 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         vocabulary,
         args.seed,
     )
+    reports, difference = _alternate(args, rollouts)
+    sides = {side: _summary(found) for side, found in reports.items()}
+    stock, ours = (sides[side] for side in SIDES)
+    return {
+        **sides,
+        "time_ratio": stock["seconds"] / ours["seconds"],
+        "memory_ratio": stock["memory"] / max(ours["memory"], 1),
+        "token_ratio": sum(stock["tokens"]) / sum(ours["tokens"]),
+        "flop_ratio": stock["flops"] / ours["flops"],
+        "gradient_difference": difference,
+        "rows_tokens": rollouts.rows_tokens,
+        **conditions(args),
+    }
+
+
+def _alternate(args: argparse.Namespace, rollouts: Rollouts) -> tuple[dict[str, list[dict[str, Any]]], float]:
+    """The reports of both sides, and how far their gradients are apart."""
     context = multiprocessing.get_context("spawn")
     reports: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as folder:
@@ -83,21 +100,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             for side, line in lines.items():
                 line.send("go")
                 reports[side].append(_hear(side, line))
-        difference = _gradient_difference(
-            *(torch.load(Path(folder) / f"{side}.pt", weights_only=True) for side in SIDES)
-        )
-    sides = {side: _summary(found) for side, found in reports.items()}
-    stock, ours = (sides[side] for side in SIDES)
-    return {
-        **sides,
-        "time_ratio": stock["seconds"] / ours["seconds"],
-        "memory_ratio": stock["memory"] / max(ours["memory"], 1),
-        "token_ratio": sum(stock["tokens"]) / sum(ours["tokens"]),
-        "flop_ratio": stock["flops"] / ours["flops"],
-        "gradient_difference": difference,
-        "rows_tokens": rollouts.rows_tokens,
-        **conditions(args),
-    }
+        stock, ours = (torch.load(Path(folder) / f"{side}.pt", weights_only=True) for side in SIDES)
+    return reports, _gradient_difference(stock, ours)
 
 
 def _hear(side: str, line: Any) -> Any:

@@ -177,35 +177,36 @@ def serve(side: str, args: Any, rollouts: Rollouts, folder: str, connection: Con
     def reward(completions: list[Any], **columns: Any) -> list[float]:
         return torch.rand(len(completions), generator=torch.Generator().manual_seed(1)).tolist()
 
-    own = {"scoring": args.scoring} if side == "ours" else {}
-    rows = len(rollouts.prompts)
-    config = config_class(
-        output_dir=f"{folder}/{side}",
-        per_device_train_batch_size=args.micro_batch,
-        gradient_accumulation_steps=rows // args.micro_batch,
-        num_generations=args.group_size,
-        max_completion_length=args.completion_cap,
-        beta=args.beta,
-        learning_rate=0.0,
-        max_grad_norm=0.0,
-        max_steps=args.repeats + COUNTED,
-        bf16=args.dtype == "bfloat16",
-        fp16=args.dtype == "float16",
-        gradient_checkpointing=args.gradient_checkpointing,
-        use_cpu=args.device == "cpu",
-        report_to="none",
-        logging_steps=10**6,
-        save_strategy="no",
-        disable_tqdm=True,
-        **own,
-    )
+    fields = _fields(args, len(rollouts.prompts)) | ({"scoring": args.scoring} if side == "ours" else {})
     trainer = trainer_class(
         model=model,
         reward_funcs=reward,
-        args=config,
+        args=config_class(output_dir=f"{folder}/{side}", **fields),
         train_dataset=Dataset.from_dict({"prompt": ["?"] * args.prompts}),
         processing_class=tokenizer,
         rollout_func=replay,
     )
     trainer.add_callback(_OnCommand(connection, args, Path(folder) / f"{side}.pt"))
     trainer.train()
+
+
+def _fields(args: Any, rows: int) -> dict[str, Any]:
+    """The config of both sides."""
+    return {
+        "per_device_train_batch_size": args.micro_batch,
+        "gradient_accumulation_steps": rows // args.micro_batch,
+        "num_generations": args.group_size,
+        "max_completion_length": args.completion_cap,
+        "beta": args.beta,
+        "learning_rate": 0.0,
+        "max_grad_norm": 0.0,
+        "max_steps": args.repeats + COUNTED,
+        "bf16": args.dtype == "bfloat16",
+        "fp16": args.dtype == "float16",
+        "gradient_checkpointing": args.gradient_checkpointing,
+        "use_cpu": args.device == "cpu",
+        "report_to": "none",
+        "logging_steps": 10**6,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }

@@ -56,14 +56,6 @@ FIELDS = (
     "vespo_k_neg",
     "vespo_lambda_neg",
 )
-# Surrogate -> the fields of `Clipping` that it uses, by their sign in the formula
-CONSTANTS: dict[str, dict[str, str]] = {
-    "clip": {"ε_low": "epsilon", "ε_high": "epsilon_high", "δ": "delta"},
-    "cispo": {"cap": "epsilon_high"},
-    "geometric": {"ε_low": "epsilon", "ε_high": "epsilon_high"},
-    "soft": {"τ of A > 0": "tau_pos", "τ of A ≤ 0": "tau_neg"},
-    "gamma": {"k and λ of A ≥ 0, of A < 0": "gamma"},
-}
 WIDTH = 110
 
 
@@ -102,7 +94,7 @@ def formula(fields: Mapping[str, Any]) -> str:
         *([f"        ε = {config.advantage_eps:g}"] if scale != "none" else []),
         *_ratio(objective),
         f"L = {_loss(objective, config.beta)}",
-        *_part("surrogate", objective.surrogate, SURROGATES[objective.surrogate]),
+        *_part("surrogate", objective.surrogate, SURROGATES[objective.surrogate].loss),
         *_constants(objective),
         *_part("aggregate", objective.aggregation, AGGREGATIONS[objective.aggregation]),
     ]
@@ -114,10 +106,11 @@ def formula(fields: Mapping[str, Any]) -> str:
 
 
 def _ratio(objective: Objective) -> list[str]:
-    # The plain policy gradient has none
-    if objective.surrogate == "reinforce":
+    kind = SURROGATES[objective.surrogate].ratio
+    if kind == "none":
         return []
-    level = objective.ratio_level
+    # A surrogate that forms its own starts from the tokens'
+    level = objective.ratio_level if kind == "level" else "token"
     return [f"w = π / π_{objective.ratio_against}", *_part("ratio w", level, RATIO_LEVELS[level])]
 
 
@@ -128,7 +121,8 @@ def _loss(objective: Objective, beta: float) -> str:
 
 
 def _constants(objective: Objective) -> list[str]:
-    values = {sign: getattr(objective.clipping, name) for sign, name in CONSTANTS.get(objective.surrogate, {}).items()}
+    constants = SURROGATES[objective.surrogate].constants
+    values = {sign: getattr(objective.clipping, name) for sign, name in constants.items()}
     stated = ", ".join(f"{sign} = {value}" for sign, value in values.items() if value is not None)
     return [f"        {stated}"] if stated else []
 

@@ -73,15 +73,9 @@ def load_unsloth(
         "use_gradient_checkpointing": checkpointing,
         # Otherwise a name is exchanged for one of Unsloth's own uploads, whose 4-bit weights are others
         "use_exact_model_name": True,
+        **({} if on_cpu else {"device_map": {"": place}}),
+        **(_engine(gpu_memory_utilization, max_lora_rank, lora_r) if fast_inference else {}),
     }
-    if fast_inference:
-        options |= {
-            "fast_inference": True,
-            "gpu_memory_utilization": UTILIZATION if gpu_memory_utilization is None else gpu_memory_utilization,
-            "max_lora_rank": max_lora_rank or engine_rank(lora_r),
-        }
-    if not on_cpu:
-        options["device_map"] = {"": place}
     # Unsloth's tokenizer stays with its model: it turns that one's padding side while it trains
     network, _ = FastLanguageModel.from_pretrained(path, **options)
     check_loaded(network, number, load_in_4bit, fast_inference)
@@ -180,6 +174,15 @@ def check_engine(
             raise ValueError(
                 f"{name} is {value!r}, but vLLM under fast_inference=True ignores it; leave one of them out."
             )
+
+
+def _engine(utilization: float | None, max_rank: int | None, lora_r: int) -> dict[str, Any]:
+    """What Unsloth is told about vLLM inside it."""
+    return {
+        "fast_inference": True,
+        "gpu_memory_utilization": UTILIZATION if utilization is None else utilization,
+        "max_lora_rank": max_rank or engine_rank(lora_r),
+    }
 
 
 def _length(config: Any, asked: int | None) -> int:

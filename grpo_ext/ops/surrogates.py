@@ -1,8 +1,9 @@
 """Surrogate objectives: what becomes of an advantage and a ratio, as a loss to minimise."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -169,12 +170,77 @@ def gamma(terms: Terms, clipping: Clipping) -> Tensor:
     return -phi * terms.advantages * terms.logps
 
 
-SURROGATES: dict[str, Callable[[Terms, Clipping], Tensor]] = {
-    "clip": clip,
-    "none": none,
-    "reinforce": reinforce,
-    "cispo": cispo,
-    "geometric": geometric,
-    "soft": soft,
-    "gamma": gamma,
+def clipped_tokens(terms: Terms, clipping: Clipping) -> dict[str, Tensor]:
+    """Where `clip` stops the gradient, under the names of TRL's metrics.
+
+    Args:
+        terms: ratio and advantages.
+        clipping: ε, ε_high and δ.
+
+    Returns:
+        Values of 0 and 1, each (B, T) or (B, 1).
+    """
+    ratio = torch.exp(terms.log_ratio.detach())
+    # TRL counts after the cap by delta
+    ratio = ratio if clipping.delta is None else ratio.clamp(max=clipping.delta)
+    low = (ratio < 1 - clipping.epsilon) & (terms.advantages < 0)
+    high = (ratio > 1 + clipping.epsilon_high) & (terms.advantages > 0)
+    found = {"clip_ratio/low": low, "clip_ratio/high": high, "clip_ratio/region": low | high}
+    return {name: where.float() for name, where in found.items()}
+
+
+def capped_tokens(terms: Terms, clipping: Clipping) -> dict[str, Tensor]:
+    """Where `cispo` caps a weight of A > 0, under the name of TRL's metric.
+
+    Args:
+        terms: ratio and advantages.
+        clipping: `epsilon_high` is the absolute cap.
+
+    Returns:
+        Values of 0 and 1, (B, T) or (B, 1).
+    """
+    ratio = torch.exp(terms.log_ratio.detach())
+    return {"cispo_clip_ratio": ((ratio > clipping.epsilon_high) & (terms.advantages > 0)).float()}
+
+
+def _no_metrics(terms: Terms, clipping: Clipping) -> dict[str, Tensor]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A row of the axis: the loss, and what the rest of the package has to know about it.
+
+    Attributes:
+        loss: losses to minimise, (B, T) or (B, 1).
+        constants: sign in the formula -> field of `Clipping`.
+        ratio: "level" for the ratio of `importance_sampling_level`, "own" for one that the surrogate forms of all
+            tokens of a completion, "none" for a loss without a ratio.
+        ratio_has_gradient: False where the ratio is a mere weight and the gradient that of log π(o_t).
+        corrects_sampler: whether the loss makes use of `Terms.sampling_ratio`, which must not be applied again.
+        metrics: (B, T) or (B, 1) values of 0 and 1 that are worth logging.
+    """
+
+    loss: Callable[[Terms, Clipping], Tensor]
+    constants: Mapping[str, str] = field(default_factory=dict)
+    ratio: Literal["level", "own", "none"] = "level"
+    ratio_has_gradient: bool = True
+    corrects_sampler: bool = False
+    metrics: Callable[[Terms, Clipping], dict[str, Tensor]] = _no_metrics
+
+
+SURROGATES: dict[str, Surrogate] = {
+    "clip": Surrogate(clip, {"ε_low": "epsilon", "ε_high": "epsilon_high", "δ": "delta"}, metrics=clipped_tokens),
+    "none": Surrogate(none),
+    "reinforce": Surrogate(reinforce, ratio="none"),
+    "cispo": Surrogate(cispo, {"cap": "epsilon_high"}, ratio_has_gradient=False, metrics=capped_tokens),
+    "geometric": Surrogate(geometric, {"ε_low": "epsilon", "ε_high": "epsilon_high"}, ratio="own"),
+    "soft": Surrogate(soft, {"τ of A > 0": "tau_pos", "τ of A ≤ 0": "tau_neg"}),
+    "gamma": Surrogate(
+        gamma,
+        {"k and λ of A ≥ 0, of A < 0": "gamma"},
+        ratio="own",
+        ratio_has_gradient=False,
+        corrects_sampler=True,
+    ),
 }

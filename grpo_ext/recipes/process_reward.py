@@ -137,6 +137,16 @@ def _labeller(args: ProcessRewardArguments) -> Callable[[Dataset], list[Example]
     return lambda problems: label_sampled(policy, tokenizer, problems, args)
 
 
+def _classifier(args: ProcessRewardArguments) -> tuple[Any, Any]:
+    """A model with a new head of two labels for each token, and its tokenizer."""
+    base = resolve_model(args.base_model or args.model_name_or_path)
+    tokenizer = load_tokenizer(base, trust_remote_code=None)
+    options: dict[str, Any] = {"num_labels": 2, "dtype": torch.float32}
+    model = opened(AutoModelForTokenClassification, base, "base_model", trust_remote_code=None, **options)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return (model.cuda() if torch.cuda.is_available() else model), tokenizer
+
+
 def main(argv: Sequence[str]) -> int:
     """Make solutions, label their steps, train, measure, save.
 
@@ -166,13 +176,7 @@ def main(argv: Sequence[str]) -> int:
     print(
         f"{len(labels)} labelled steps in {len(examples)} solutions, {sum(labels) / len(labels):.1%} good", flush=True
     )
-    base = resolve_model(args.base_model or args.model_name_or_path)
-    tokenizer = load_tokenizer(base, trust_remote_code=None)
-    options: dict[str, Any] = {"num_labels": 2, "dtype": torch.float32}
-    model = opened(AutoModelForTokenClassification, base, "base_model", trust_remote_code=None, **options)
-    model.config.pad_token_id = tokenizer.pad_token_id
-    if torch.cuda.is_available():
-        model = model.cuda()
+    model, tokenizer = _classifier(args)
     losses = train(model, tokenizer, examples, args.epochs, args.batch_size, args.learning_rate, args.seed)
     measured = accuracy(ModelReward(model, tokenizer), held_out)
     print(

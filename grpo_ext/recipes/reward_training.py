@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from datasets import Dataset
 from peft import LoraConfig, TaskType
-from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
+from transformers import AutoConfig, AutoModelForSequenceClassification, TrainerState, set_seed
 from trl import RewardConfig, RewardTrainer
 
 from grpo_ext.callbacks import without_stock_output
@@ -124,11 +124,7 @@ def train_reward_model(
     model = _classifier(path, options.dtype)
     agree_on_padding(model, tokenizer)
     mixed, replayed = with_replay(pairs, replay, options.replay_share, options.seed)
-    rows = pair_ids(mixed, tokenizer)
-    fits = [max(len(row["chosen_ids"]), len(row["rejected_ids"])) <= options.max_length for row in rows]
-    if not any(fits):
-        raise ValueError(f"none of {len(rows)} pairs fits into `max_length` {options.max_length} tokens.")
-    kept = Dataset.from_list([row for row, fit in zip(rows, fits, strict=True) if fit])
+    kept = _that_fit(pair_ids(mixed, tokenizer), options.max_length)
     checkpoint = begun(folder / "checkpoints")
     trainer = _trainer(model, tokenizer, kept, folder / "checkpoints", options)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -138,16 +134,13 @@ def train_reward_model(
     if options.lora_r:
         model = model.merge_and_unload()
     reader = RewardModel(model, tokenizer, batch_size=2 * options.batch_size)
-    history = [row for row in trainer.state.log_history if "loss" in row]
     summary = {
         **(accuracy(reader, held_out) if held_out is not None and len(held_out) else UNKNOWN),
         "new_pairs": len(pairs),
         "replayed": replayed,
         "replay_share": replayed / len(mixed),
-        "left_out": fits.count(False),
-        "steps": trainer.state.global_step,
-        "losses": [float(row["loss"]) for row in history],
-        "train_accuracy": float(history[-1]["accuracy"]),
+        "left_out": len(mixed) - len(kept),
+        **_learned(trainer.state),
         "base": str(model_or_path),
         "options": asdict(options),
     }
@@ -160,6 +153,23 @@ def train_reward_model(
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return TrainedReward(folder, summary)
+
+
+def _that_fit(rows: Sequence[Mapping[str, Any]], longest: int) -> Dataset:
+    """The pairs of which both sides have at most so many tokens."""
+    kept = [row for row in rows if max(len(row["chosen_ids"]), len(row["rejected_ids"])) <= longest]
+    if not kept:
+        raise ValueError(f"none of {len(rows)} pairs fits into `max_length` {longest} tokens.")
+    return Dataset.from_list(kept)
+
+
+def _learned(state: TrainerState) -> dict[str, Any]:
+    history = [row for row in state.log_history if "loss" in row]
+    return {
+        "steps": state.global_step,
+        "losses": [float(row["loss"]) for row in history],
+        "train_accuracy": float(history[-1]["accuracy"]),
+    }
 
 
 def _finished(folder: Path, asked: dict[str, Any]) -> TrainedReward:

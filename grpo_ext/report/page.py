@@ -9,7 +9,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -171,6 +171,44 @@ def page(runs: Sequence[Run], title: str) -> str:
         "completions": kept,
     }
     setups = [setup(run) for run in runs]
+    return _template().render(
+        **_assets(data),
+        **_judged(runs),
+        title=visible(title),
+        version=__version__,
+        runs=runs,
+        colours=[COLOURS[index % len(COLOURS)] for index in range(len(runs))],
+        rewards=[ends(run) for run in runs],
+        facts=list(_facts(runs[0])),
+        besides=list(_besides(runs[0])),
+        first=first,
+        smooth=any(len(series(run, "reward")[1]) >= 20 for run in runs),
+        notes=notes(runs),
+        sections=sections,
+        loss_note=LOSS_NOTE,
+        loss_here=[text for run in runs[:1] if len(runs) == 1 and (text := at_the_end(run.metrics))],
+        kept=any(choice["steps"] for choice in kept),
+        setups=setups,
+        differing=differing(setups) if len(runs) > 1 else {},
+    )
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("grpo_ext.report", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
+    environment.filters |= {"anchor": anchor, "number": number, "share": share, "points": points}
+    return environment.get_template("page.html.j2")
+
+
+def _judged(runs: Sequence[Run]) -> dict[str, Any]:
+    """What evaluations and the watch over the run's health found."""
+    changed = [list(changes(run.summary)) for run in runs]
     found = [
         (
             run.name,
@@ -181,39 +219,11 @@ def page(runs: Sequence[Run], title: str) -> str:
         for row in run.findings
     ]
     serious = [row["message"] for _, row in found if row["severity"] == "critical"]
-    compared = [list(changes(run.summary)) for run in runs]
-    sizes = sorted({change.problems for rows in compared for change in rows})
-    environment = Environment(
-        loader=PackageLoader("grpo_ext.report", "assets"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
-    environment.filters |= {"anchor": anchor, "number": number, "share": share, "points": points}
-    return environment.get_template("page.html.j2").render(
-        **_assets(data),
-        title=visible(title),
-        version=__version__,
-        runs=runs,
-        colours=[COLOURS[index % len(COLOURS)] for index in range(len(runs))],
-        changes=compared,
-        sizes=" or ".join(map(str, sizes)),
-        rewards=[ends(run) for run in runs],
-        facts=list(_facts(runs[0])),
-        besides=list(_besides(runs[0])),
-        first=first,
-        smooth=any(len(series(run, "reward")[1]) >= 20 for run in runs),
-        notes=notes(runs),
-        sections=sections,
-        loss_note=LOSS_NOTE,
-        loss_here=[text for run in runs[:1] if len(runs) == 1 and (text := at_the_end(run.metrics))],
-        findings=found,
-        watched=any((run.folder / "health.jsonl").is_file() for run in runs),
-        serious=len(serious),
-        first_serious=serious[0] if serious else "",
-        kept=any(choice["steps"] for choice in kept),
-        setups=setups,
-        differing=differing(setups) if len(runs) > 1 else {},
-    )
+    return {
+        "changes": changed,
+        "sizes": " or ".join(map(str, sorted({change.problems for rows in changed for change in rows}))),
+        "findings": found,
+        "watched": any((run.folder / "health.jsonl").is_file() for run in runs),
+        "serious": len(serious),
+        "first_serious": serious[0] if serious else "",
+    }

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
+from grpo_ext.rewards.calculation_tokens import tokens_of
 from grpo_ext.rewards.expressions import Token, evaluate
 
 LONGEST_TEXT = 20_000
@@ -20,34 +21,6 @@ _LATEX = {
 }  # fmt: skip
 _FRACTION = re.compile(r"\\[dt]?frac\{([0-9.]+)\}\{([0-9.]+)\}")
 _ANNOTATION = re.compile(r"<<([^<>\n]{1,200})>>")
-_OPERATORS = {"−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/", "∕": "/", "⁄": "/", "**": "^"}
-
-_TOKEN = re.compile(
-    r"(?P<bad>\d+:\d+|\.{2,}|…)"
-    r"|(?P<mixed>\d{1,6}[ ]\d{1,4}/\d{1,4}(?![\d./]))"
-    r"|(?P<number>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
-    r"|(?P<unit>(?:[-/][ ]?|per[ ])?[^\W\d_]{2,})"
-    r"|(?P<letter>[^\W\d_])"
-    r"|(?P<power>\*\*)"
-    r"|(?P<money>[$€£¥])"
-    r"|(?P<percent>%)"
-    r"|(?P<equals>=+)"
-    r"|(?P<bracket>[()])"
-    r"|(?P<operator>[-+*/^−–×·⋅∗÷∕⁄])"
-    r"|(?P<space>[ \t\u00a0]+)"
-    r"|(?P<other>[\s\S])"
-)
-# Words beside a number that make it another number, so that an expression with one is left alone.
-_CHANGING = frozenset(
-    "dozen dozens hundred hundreds thousand thousands million millions billion billions half halves third thirds "
-    "quarter quarters fourth fourths fifth fifths twice double triple thrice squared cubed plus minus times divided "
-    "over cent cents sqrt pi mod".split()
-)
-_TIMES_LETTERS = frozenset("xX")
-_UNIT_LETTERS = frozenset("mgLlhs")
-# The rest of a mixed number in words: 1 and 1/4
-_AND_A_FRACTION = re.compile(r"\s*[$(]?\d+/\d+(?P<more>\s*=)?")
-_MOST_UNIT_WORDS = 3
 
 
 @dataclass(frozen=True)
@@ -136,7 +109,7 @@ def check_calculations(text: str) -> bool | None:
 
 
 def _of(text: str) -> list[Calculation]:
-    segments = list(_segments(_tokens(text)))
+    segments = list(_segments(tokens_of(text)))
     found: list[Calculation] = []
     chained: list[Token] | None = None
     for before, after in pairwise(segments):
@@ -149,80 +122,6 @@ def _of(text: str) -> list[Calculation]:
                 found.append(calculation)
                 chained = right
     return found
-
-
-def _tokens(text: str) -> list[Token]:
-    """Numbers, operators and brackets; `gap` where reading ends, `bad` where what is beside it cannot be trusted."""
-    tokens: list[Token] = []
-    words = 0
-    space = True
-    for match in _TOKEN.finditer(text):
-        kind, written = match.lastgroup or "", match[0]
-        last = tokens[-1].kind if tokens else "gap"
-        if kind == "space":
-            space = True
-            continue
-        after_value = last in ("number", ")") or words > 0
-        following = text[match.end() : match.end() + 4].lstrip()[:1]
-        starts_value = following.isdigit() or following in tuple("($.€£¥")
-        if kind == "letter":
-            is_times = written in _TIMES_LETTERS and after_value and starts_value
-            is_unit = written in _UNIT_LETTERS and space and last in ("number", ")") and not words
-            kind = "operator" if is_times else "unit" if is_unit else "bad"
-            written = "*" if is_times else written
-        if kind == "unit":
-            word = written.lstrip("-/ ").removeprefix("per ").lower()
-            if word == "of" and starts_value and last == "number" and not words and _is_part(tokens):
-                tokens.append(Token("operator", "*", spaced=space))
-            elif word in _CHANGING or (word == "and" and _goes_on_mixed(tokens, text, match.end())):
-                tokens.append(Token("bad"))
-            elif word == "of" and last == "bad":
-                pass
-            elif after_value and words < _MOST_UNIT_WORDS:
-                words += 1
-                continue
-            else:
-                # A word with an operation behind it stands for a number that is not known
-                tokens.append(Token("bad" if following and following in "+*/^×÷·" else "gap"))
-        elif kind == "percent" and last == "number" and not words:
-            tokens[-1] = tokens[-1].as_percent()
-        elif kind == "money":
-            continue
-        elif kind in ("number", "mixed"):
-            if after_value:
-                # Without a word between them two numbers may be one, as in 10 000
-                tokens.append(Token("gap" if words else "bad"))
-            tokens.append(Token.of_number(written, kind == "mixed", spaced=space))
-        elif kind == "bracket":
-            if written == "(" and after_value:
-                attached = not space and not words
-                tokens.append(Token("operator", "*", spaced=space) if attached else Token("gap"))
-            tokens.append(Token(written))
-        elif kind == "operator" and _OPERATORS.get(written, written) == "/" and not space and _over_a_fraction(tokens):
-            tokens.append(Token("bad"))
-        elif kind in ("operator", "power"):
-            tokens.append(Token("operator", _OPERATORS.get(written, written), spaced=space or following == ""))
-        else:
-            tokens.append(Token({"equals": "=" if written == "=" else "bad", "bad": "bad"}.get(kind, "gap")))
-        words, space = 0, False
-    return tokens
-
-
-def _is_part(tokens: list[Token]) -> bool:
-    """Whether what was read last is a per cent or a fraction, of which one can take a part."""
-    return tokens[-1].percent or (len(tokens) > 2 and (tokens[-2].kind, tokens[-2].text) == ("operator", "/"))
-
-
-def _goes_on_mixed(tokens: list[Token], text: str, end: int) -> bool:
-    """Whether "and" joins a number and a fraction; a fraction with an equality of its own may begin anew."""
-    found = _AND_A_FRACTION.match(text, end)
-    within = len(tokens) > 1 and tokens[-2].kind == "operator"
-    return found is not None and (within or found["more"] is None)
-
-
-def _over_a_fraction(tokens: list[Token]) -> bool:
-    """Whether a stroke without spaces follows one with them: `2 / 1/5`, of which either reading may be meant."""
-    return len(tokens) > 1 and tokens[-2].text == "/" and (tokens[-2].spaced or tokens[-1].spaced)
 
 
 def _segments(tokens: list[Token]) -> Iterator[list[Token]]:

@@ -4,13 +4,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from grpo_ext.checks import choice
+from grpo_ext.ops.surrogates import SURROGATES
 from grpo_ext.rewards import REWARDS
 from grpo_ext.rewards.process import ANSWER_STEPS, PROCESS_REWARDS
 
 # Ratio of a whole completion: one number, which every token's advantage would multiply
 WHOLE_LEVELS = ("sequence", "sequence_sum")
-# Surrogates through whose ratio no gradient flows, so that each token keeps its own advantage
-WITHOUT_RATIO_GRADIENT = ("reinforce", "cispo", "gamma")
 
 
 @dataclass
@@ -113,11 +112,13 @@ class ProcessOptions:
                 f"{name} `kl_in` 'reward' takes the KL from the outcome reward, which steps do not have; use "
                 "kl_in='loss'."
             )
-        objective = config.objective()
-        whole = config.importance_sampling_level in WHOLE_LEVELS
-        if objective.surrogate == "geometric" or (whole and objective.surrogate not in WITHOUT_RATIO_GRADIENT):
-            axis = "surrogate" if objective.surrogate == "geometric" else "importance_sampling_level"
-            value = "geometric" if axis == "surrogate" else config.importance_sampling_level
+        surrogate = config.objective().surrogate
+        row = SURROGATES[surrogate]
+        whole = row.ratio == "own" or (row.ratio == "level" and config.importance_sampling_level in WHOLE_LEVELS)
+        # Without a gradient through the ratio each token keeps its own advantage
+        if whole and row.ratio_has_gradient:
+            axis = "surrogate" if row.ratio == "own" else "importance_sampling_level"
+            value = surrogate if row.ratio == "own" else config.importance_sampling_level
             raise ValueError(
                 f"{name} `{axis}` {value!r} forms one ratio of the whole completion, through which every token gets "
                 "the mean of the advantages; use importance_sampling_level='token' or 'sequence_token' with a "

@@ -87,26 +87,15 @@ def token_tree(prompts: Sequence[np.ndarray], completions: Sequence[np.ndarray],
     Raises:
         ValueError: a row has a completion and no prompt, so nothing predicts its first token.
     """
-    rows: list[tuple[list[int], int]] = []
-    for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        if len(completion) and not len(prompt):
-            raise ValueError(f"Row {index} has an empty prompt; its first completion token has nothing to follow.")
-        if len(completion):
-            rows.append((np.concatenate([prompt, completion[:-1]]).tolist(), index))
-    # Lexicographic order is a depth-first order of the trie: a row's new tokens follow those it shares
-    rows.sort()
-
+    rows = _sorted_rows(prompts, completions)
     ids: list[np.ndarray] = []
     positions: list[np.ndarray] = []
-    ends = np.zeros(sum(len(row) for row, _ in rows), dtype=np.int64)
-    path = np.zeros(max((len(row) for row, _ in rows), default=0), dtype=np.int64)
+    ends = np.zeros(sum(len(tokens) for tokens, _ in rows), dtype=np.int64)
+    path = np.zeros(max((len(tokens) for tokens, _ in rows), default=0), dtype=np.int64)
     predictors: list[np.ndarray] = []
-    targets: list[np.ndarray] = []
-    spans: list[tuple[int, int]] = []
     previous = np.zeros(0, dtype=np.int64)
     size = 0
-    for row, index in rows:
-        tokens = np.array(row, dtype=np.int64)
+    for tokens, index in rows:
         shared = _shared(previous, tokens)
         ends[path[shared : len(previous)]] = size
         path[shared : len(tokens)] = np.arange(size, size + len(tokens) - shared)
@@ -114,20 +103,10 @@ def token_tree(prompts: Sequence[np.ndarray], completions: Sequence[np.ndarray],
         positions.append(np.arange(shared, len(tokens)))
         size += len(tokens) - shared
         predictors.append(path[len(prompts[index]) - 1 : len(tokens)].copy())
-        targets.append(np.asarray(completions[index], dtype=np.int64))
-        spans.append((index, len(completions[index])))
         previous = tokens
     ends[path[: len(previous)]] = size
 
-    slots = np.full((len(prompts), width), -1, dtype=np.int64)
-    pairs = np.zeros((0, 2), dtype=np.int64)
-    if rows:
-        every = np.stack([np.concatenate(predictors), np.concatenate(targets)], axis=1)
-        pairs, inverse = np.unique(every, axis=0, return_inverse=True)
-        begin = 0
-        for index, length in spans:
-            slots[index, :length] = inverse.reshape(-1)[begin : begin + length]
-            begin += length
+    pairs, slots = _slots([index for _, index in rows], predictors, completions, width)
     return TokenTree(
         ids=torch.from_numpy(np.concatenate([*ids, previous[:0]])),
         positions=torch.from_numpy(np.concatenate([*positions, previous[:0]])),
@@ -137,6 +116,36 @@ def token_tree(prompts: Sequence[np.ndarray], completions: Sequence[np.ndarray],
         targets=torch.from_numpy(pairs[:, 1].copy()),
         slots=torch.from_numpy(slots),
     )
+
+
+def _sorted_rows(prompts: Sequence[np.ndarray], completions: Sequence[np.ndarray]) -> list[tuple[np.ndarray, int]]:
+    """Tokens that are forwarded and number of each row with a completion.
+
+    Lexicographic order is a depth-first order of the trie: a row's new tokens follow those it shares.
+    """
+    rows: list[tuple[list[int], int]] = []
+    for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        if len(completion) and not len(prompt):
+            raise ValueError(f"Row {index} has an empty prompt; its first completion token has nothing to follow.")
+        if len(completion):
+            rows.append((np.concatenate([prompt, completion[:-1]]).tolist(), index))
+    return [(np.array(tokens, dtype=np.int64), index) for tokens, index in sorted(rows)]
+
+
+def _slots(
+    order: Sequence[int], predictors: Sequence[np.ndarray], completions: Sequence[np.ndarray], width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of predictor and target, each once, and the (R, T) place among them of every completion token, or -1."""
+    slots = np.full((len(completions), width), -1, dtype=np.int64)
+    if not order:
+        return np.zeros((0, 2), dtype=np.int64), slots
+    targets = [np.asarray(completions[index], dtype=np.int64) for index in order]
+    every = np.stack([np.concatenate(predictors), np.concatenate(targets)], axis=1)
+    pairs, inverse = np.unique(every, axis=0, return_inverse=True)
+    places = np.split(inverse.reshape(-1), np.cumsum([len(tokens) for tokens in targets])[:-1])
+    for index, place in zip(order, places, strict=True):
+        slots[index, : len(place)] = place
+    return pairs, slots
 
 
 def rows_of(input_ids: Tensor, attention_mask: Tensor, num_completion: int) -> tuple[list, list]:

@@ -137,16 +137,8 @@ class GRPOExtTrainer(SavingTrainer):
         keep = entropy_mask = None
         if self.top_entropy_quantile < 1.0:
             keep = entropy_mask = self.get_high_entropy_mask(entropies, mask, 1 - self.top_entropy_quantile)
-        if self.off_policy_mask_threshold is not None:
-            old = inputs.get("old_per_token_logps", logps.detach())
-            advantage = inputs["advantages"]
-            on_policy = self.get_off_policy_mask(
-                advantages=advantage.unsqueeze(1) if advantage.dim() == 1 else advantage,
-                per_token_logps=logps,
-                sampling_per_token_logps=inputs.get("sampling_per_token_logps", old),
-                mask=mask,
-                off_policy_threshold=self.off_policy_mask_threshold,
-            )
+        on_policy = self._on_policy(inputs, logps.detach(), mask)
+        if on_policy is not None:
             keep = on_policy if keep is None else keep * on_policy
         batch = Batch(
             logps=logps,
@@ -161,6 +153,19 @@ class GRPOExtTrainer(SavingTrainer):
             row_weights=row_weights(inputs, self.num_generations),
         )
         return batch, aux_loss
+
+    def _on_policy(self, inputs: dict[str, Any], logps: Tensor, mask: Tensor) -> Tensor | None:
+        """1 for completions that the policy has not moved too far away from, where TRL's config asks for it."""
+        if self.off_policy_mask_threshold is None:
+            return None
+        advantages = inputs["advantages"]
+        return self.get_off_policy_mask(
+            advantages=advantages.unsqueeze(1) if advantages.dim() == 1 else advantages,
+            per_token_logps=logps,
+            sampling_per_token_logps=inputs.get("sampling_per_token_logps", inputs.get("old_per_token_logps", logps)),
+            mask=mask,
+            off_policy_threshold=self.off_policy_mask_threshold,
+        )
 
     def _parts(self) -> float:
         # In evaluation a batch is neither split nor accumulated

@@ -13,7 +13,7 @@ from grpo_ext.faults import RunStopped
 from grpo_ext.rollouts.vllm.adapters import AdapterFolder, unservable
 from grpo_ext.rollouts.vllm.base import base_name, engine_dtype
 from grpo_ext.rollouts.vllm.engine import EngineFailed, EngineOptions, EngineRollouts
-from grpo_ext.rollouts.vllm.requests import Sampling, Search
+from grpo_ext.rollouts.vllm.requests import GroupSearch, Sampling
 from grpo_ext.rollouts.vllm.rollouts import AdapterRollouts
 from grpo_ext.rollouts.vllm.servers import ServerOptions, ServerRollouts
 from grpo_ext.trainer.prompts import PromptTrainer
@@ -60,7 +60,7 @@ class VLLMTrainer(PromptTrainer):
             extra=dict(fields["generation_kwargs"] or {}),
             regex=fields["structured_outputs_regex"],
         )
-        search = Search(self.args.group_generation, self.args.group_size())
+        search = GroupSearch(self.args.group_generation, self.args.group_size())
         parts = (model, sampling, search, self.eos_token_ids)
         if self.args.vllm_server_urls is not None:
             return ServerRollouts(*parts, self._server_options(base), folder, self.accelerator)

@@ -16,6 +16,7 @@ from page_parts import DOCS, code, plain, table
 from grpo_ext import presets
 from grpo_ext.config import GRPOExtConfig
 from grpo_ext.hub.formula import PAPERS, formula
+from grpo_ext.ops.surrogates import SURROGATES
 from grpo_ext.presets import PRESETS
 from grpo_ext.report.comparison import Comparison
 from grpo_ext.report.comparison import table as comparison_table
@@ -108,13 +109,14 @@ def index_page() -> str:
     for name, fields in PRESETS.items():
         config = GRPOExtConfig(output_dir="unused", use_cpu=True, bf16=False, report_to="none", **fields)
         objective = config.objective()
+        surrogate = SURROGATES[objective.surrogate]
         to = {"old": "", "reference": " to the reference"}[objective.ratio_against]
         held = {"reference": "", "old": " to the old policy"}[objective.kl_against]
         rows.append(
             [
                 f"[`{name}`]({name}.md)",
                 f"{config.advantage_baseline}, {config.scale_rewards}",
-                "none" if objective.surrogate == "reinforce" else f"{objective.ratio_level}{to}",
+                {"none": "none", "own": "its own", "level": f"{objective.ratio_level}{to}"}[surrogate.ratio],
                 objective.surrogate,
                 objective.aggregation,
                 f"{objective.kl_estimator}{held}, {config.beta:g}" if config.beta else "none",

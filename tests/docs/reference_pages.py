@@ -18,6 +18,7 @@ from grpo_ext.__main__ import COMMANDS
 from grpo_ext.bench.__main__ import BENCHMARKS
 from grpo_ext.compat import TRLConfig
 from grpo_ext.config import GRPOExtConfig
+from grpo_ext.ops.surrogates import Surrogate
 from grpo_ext.recipes.arguments import RecipeArguments
 from grpo_ext.recipes.process_reward import ProcessRewardArguments
 from grpo_ext.recipes.reward_model import RewardModelArguments
@@ -82,12 +83,19 @@ def short(module: ModuleType) -> str:
     return module.__name__.rpartition(".")[2]
 
 
+def function_of(row: Any) -> Any:
+    """The function with the formula of a row."""
+    if isinstance(row, Surrogate):
+        return row.loss
+    return row[1] if isinstance(row, tuple) else row
+
+
 def axes() -> dict[str, dict[str, str]]:
     """Field of the config -> value -> name of the function behind it, as the page of formulas heads it."""
     found: dict[str, dict[str, str]] = {}
     for module in modules():
         for name in CHOSEN_BY.keys() & vars(module).keys():
-            rows = {row: value[1] if isinstance(value, tuple) else value for row, value in vars(module)[name].items()}
+            rows = {row: function_of(value) for row, value in vars(module)[name].items()}
             if all(function.__module__ == module.__name__ for function in rows.values()):
                 found[CHOSEN_BY[name]] = {row: f"{short(module)}.{f.__name__}" for row, f in rows.items()}
     return found

@@ -85,7 +85,7 @@ TOKEN_CASES = [
 
 def run(name: str, clipping: Clipping, terms: Callable[[Tensor], Terms]) -> tuple[Tensor, Tensor]:
     logps = tensor([LOGPS]).requires_grad_()
-    losses = SURROGATES[name](terms(logps), clipping)
+    losses = SURROGATES[name].loss(terms(logps), clipping)
     return losses.detach(), torch.autograd.grad(losses.sum(), logps)[0]
 
 

@@ -9,7 +9,7 @@ import torch
 
 from grpo_ext.rollouts.strategies import GroupSize
 from grpo_ext.rollouts.vllm.engine import EngineOptions, EngineRollouts
-from grpo_ext.rollouts.vllm.requests import Sampling, Search
+from grpo_ext.rollouts.vllm.requests import GroupSearch, Sampling
 from real_vllm import ENVIRONMENT, PROMPT, chi_square, expected, logps, policy, save_tiny
 
 pytestmark = pytest.mark.vllm
@@ -26,7 +26,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineRollouts]
             patch.setenv(name, value)
         options = EngineOptions(folder, torch.float32, max_model_length=64, max_num_seqs=256)
         size = GroupSize(completions=8, beams=8)
-        made = EngineRollouts(policy(folder), Sampling(max_tokens=8), Search("beam", size), [1], options)
+        made = EngineRollouts(policy(folder), Sampling(max_tokens=8), GroupSearch("beam", size), [1], options)
         made.sync_weights()
         yield made
         made.folder.close()
@@ -34,7 +34,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineRollouts]
 
 def with_sampling(engine: EngineRollouts, monkeypatch: pytest.MonkeyPatch, **fields: Any) -> EngineRollouts:
     monkeypatch.setattr(engine, "sampling", dataclasses.replace(engine.sampling, **fields))
-    monkeypatch.setattr(engine, "search", Search())
+    monkeypatch.setattr(engine, "search", GroupSearch())
     return engine
 
 
@@ -92,7 +92,7 @@ def test_beams_are_unique_and_better_than_samples(engine: EngineRollouts, monkey
             assert (torch.tensor(values)[:, 0] - own).abs().max() < 1e-4
             totals.append(own.sum().item())
         search = engine.search
-        monkeypatch.setattr(engine, "search", Search())
+        monkeypatch.setattr(engine, "search", GroupSearch())
         _, samples, _, _ = engine.generate([prompt] * 64, None, 64)
         monkeypatch.setattr(engine, "search", search)
         drawn = [logps(engine.model, prompt, s, 0.8).sum().item() for s in samples if len(s) == 4]
@@ -140,4 +140,4 @@ def test_a_long_prompt_is_named(engine: EngineRollouts, monkeypatch: pytest.Monk
 def test_a_rank_above_the_limit_is_named(tmp_path: Any) -> None:
     folder = save_tiny(tmp_path)
     with pytest.raises(ValueError, match="The adapter has rank 520, and vLLM serves ranks up to 512"):
-        EngineRollouts(policy(folder, 520), Sampling(), Search(), [1], EngineOptions(folder, torch.float32))
+        EngineRollouts(policy(folder, 520), Sampling(), GroupSearch(), [1], EngineOptions(folder, torch.float32))

@@ -12,7 +12,7 @@ import torch
 
 from grpo_ext.rollouts.strategies import GroupSize
 from grpo_ext.rollouts.vllm.adapters import AdapterFolder
-from grpo_ext.rollouts.vllm.requests import Sampling, Search
+from grpo_ext.rollouts.vllm.requests import GroupSearch, Sampling
 from grpo_ext.rollouts.vllm.rollouts import Rows
 from grpo_ext.rollouts.vllm.servers import ServerOptions, ServerRollouts
 from real_vllm import PROMPT, chi_square, expected, kill, logps, policy, save_tiny, served
@@ -34,12 +34,12 @@ def servers(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[lis
 
 
 def rollouts(
-    tiny: str, servers: list, search: Search | None = None, rank: int = 8, **options: object
+    tiny: str, servers: list, search: GroupSearch | None = None, rank: int = 8, **options: object
 ) -> ServerRollouts:
     return ServerRollouts(
         policy(tiny, rank),
         Sampling(temperature=0.7, max_tokens=12),
-        search or Search(),
+        search or GroupSearch(),
         [1],
         ServerOptions(**{"urls": [url for url, _ in servers], "base": tiny, "patience": 20.0, **options}),
         AdapterFolder(dtype=torch.float32),
@@ -90,7 +90,7 @@ def test_samples_follow_the_policy(tiny: str, servers: list, fields: dict[str, A
 
 
 def test_beams_of_a_server(tiny: str, servers: list) -> None:
-    made = rollouts(tiny, servers, Search("beam", GroupSize(6, 6)), needs_logprobs=False)
+    made = rollouts(tiny, servers, GroupSearch("beam", GroupSize(6, 6)), needs_logprobs=False)
     made.model.train()
     prompts = [[5, 6]] * 6 + [[9]] * 6
     _, completions, found, _ = made.generate(prompts, None, 6)
@@ -106,7 +106,10 @@ def test_beams_of_a_server(tiny: str, servers: list) -> None:
     [
         ({"rank": 32}, "adapter has rank 32, and .* greater than max_lora_rank 16.*--max-lora-rank 32"),
         ({"base": "another/model"}, "speaks .*, and the policy's base is another/model"),
-        ({"search": Search("beam", GroupSize(30, 30))}, "search of 30 beams .* max allowed: 20 .*--max-logprobs 60"),
+        (
+            {"search": GroupSearch("beam", GroupSize(30, 30))},
+            "search of 30 beams .* max allowed: 20 .*--max-logprobs 60",
+        ),
     ],
     ids=["rank", "model", "beams"],
 )

@@ -15,7 +15,7 @@ from fake_vllm import FakeVLLM, fakes
 from grpo_ext.models import tiny_policy
 from grpo_ext.rollouts.strategies import GroupSize
 from grpo_ext.rollouts.vllm.adapters import AdapterFolder
-from grpo_ext.rollouts.vllm.requests import Sampling, Search
+from grpo_ext.rollouts.vllm.requests import GroupSearch, Sampling
 from grpo_ext.rollouts.vllm.rollouts import Rows
 from grpo_ext.rollouts.vllm.servers import ServerOptions, ServerRollouts
 
@@ -28,7 +28,7 @@ def rollouts(servers: list[FakeVLLM], rank: int = 4, **fields: Any) -> ServerRol
     options = dataclasses.replace(
         OPTIONS, urls=[s.url for s in servers], **{k: v for k, v in fields.items() if k in names}
     )
-    search = fields.get("search", Search())
+    search = fields.get("search", GroupSearch())
     sampling = Sampling(
         temperature=0.7, top_k=5, max_tokens=fields.get("max_tokens", 6), extra=fields.get("extra", {})
     )
@@ -212,7 +212,7 @@ def test_a_refused_request_names_its_row() -> None:
 def test_beams_are_unique_and_stand_before_the_samples(caplog: pytest.LogCaptureFixture) -> None:
     with fakes({}) as servers:
         size = GroupSize(completions=4, beams=2, length_penalty=0.5)
-        made = rollouts(servers, search=Search("beam+sampling", size), needs_logprobs=False)
+        made = rollouts(servers, search=GroupSearch("beam+sampling", size), needs_logprobs=False)
         made.model.train()
         prompts = rows(3, 4)
         _, completions, _, _ = made.generate(prompts, None, 4)
@@ -234,7 +234,7 @@ def test_beams_are_unique_and_stand_before_the_samples(caplog: pytest.LogCapture
 
 def test_beams_that_end_alike_are_told(caplog: pytest.LogCaptureFixture) -> None:
     with fakes({}) as servers, caplog.at_level(logging.WARNING, "grpo_ext"):
-        search = Search("beam", GroupSize(completions=4, beams=4))
+        search = GroupSearch("beam", GroupSize(completions=4, beams=4))
         made = rollouts(servers, search=search, needs_logprobs=False)
         made.model.train()
         # The search goes on after an end token that it does not know: two beams are the same up to there

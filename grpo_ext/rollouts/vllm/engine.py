@@ -11,7 +11,7 @@ import torch
 
 from grpo_ext.randomness import random_states_kept
 from grpo_ext.rollouts.vllm.adapters import AdapterFolder, engine_rank
-from grpo_ext.rollouts.vllm.requests import Answers, Completion, Request, Sampling, Search, number
+from grpo_ext.rollouts.vllm.requests import Answers, Completion, GroupSearch, Request, Sampling, number
 from grpo_ext.rollouts.vllm.rollouts import AdapterRollouts
 
 # vLLM's own default for `max_logprobs`
@@ -70,7 +70,7 @@ class EngineRollouts(AdapterRollouts):
         self,
         model: Any,
         sampling: Sampling,
-        search: Search,
+        search: GroupSearch,
         ends: Sequence[int],
         options: EngineOptions,
         folder: AdapterFolder | None = None,

@@ -88,66 +88,11 @@ class Fleet:
             ConnectionError: no server was up for `patience` seconds.
         """
         work: _Work[Job, Result] = _Work(jobs)
-        reviving: set[str] = set()
-
-        def lane(server: Server, life: int) -> None:
-            while (place := work.take(server, life)) is not None:
-                settled = False
-                try:
-                    work.put(place, send(server, work.jobs[place]))
-                    settled = True
-                except ServerDown as error:
-                    self._take_out(server, error, life)
-                    work.give_back(place)
-                    settled = True
-                except Refused as error:
-                    work.fail(error)
-                finally:
-                    if not settled:
-                        work.fail(RuntimeError(f"A request to {server.url} broke off; its own message is above."))
-
-        def start(server: Server) -> None:
-            share = math.ceil(len(work.jobs) / len(self.servers))
-            for _ in range(min(share, MOST_AT_ONCE)):
-                threading.Thread(target=lane, args=(server, server.life), daemon=True).start()
-
-        def comeback(server: Server) -> None:
-            try:
-                revive(server)
-            except (ServerDown, Refused) as error:
-                self._take_out(server, error, server.life)
-            else:
-                logger.info("vLLM server %s is back.", server.url)
-                server.take_back()
-                start(server)
-            finally:
-                with work.changed:
-                    reviving.discard(server.url)
-                    work.changed.notify_all()
-
+        shift = _Shift(self, work, send, revive)
         for server in self.servers:
             if server.alive:
-                start(server)
-        # Seconds without a server since the last result; one that comes back and dies again has changed nothing
-        before, down, done = time.monotonic(), 0.0, 0
-        with work.changed:
-            while work.open:
-                now = time.monotonic()
-                if len(work.results) > done:
-                    down, done = 0.0, len(work.results)
-                elif not any(server.alive for server in self.servers):
-                    down += now - before
-                before = now
-                if down > self.patience:
-                    work.error = self._nobody()
-                    break
-                for server in self.servers:
-                    if not server.alive and now >= server.next_try and server.url not in reviving:
-                        reviving.add(server.url)
-                        threading.Thread(target=comeback, args=(server,), daemon=True).start()
-                work.changed.wait(timeout=self._pause(now, now - down))
-            # Lanes that wait for more work end here
-            work.changed.notify_all()
+                shift.start(server)
+        shift.wait()
         if work.error is not None:
             raise work.error
         return [work.results[place] for place in range(len(work.jobs))]
@@ -172,11 +117,11 @@ class Fleet:
             try:
                 action(server)
             except ServerDown as error:
-                self._take_out(server, error, life)
+                self.take_out(server, error, life)
             except Refused as error:
                 refusals.append(error)
                 if not all_of_them:
-                    self._take_out(server, error, life)
+                    self.take_out(server, error, life)
             else:
                 done.add(server.url)
                 if not was_alive:
@@ -195,22 +140,110 @@ class Fleet:
             if len(done) == len(self.servers) or (done and not all_of_them):
                 return
             if time.monotonic() - started > self.patience:
-                raise self._nobody()
-            time.sleep(self._pause(time.monotonic(), started))
+                raise self.nobody()
+            time.sleep(self.pause(time.monotonic(), started))
 
-    def _pause(self, now: float, last_up: float) -> float:
-        """Seconds until there may be something to do."""
+    def pause(self, now: float, last_up: float) -> float:
+        """Seconds until there may be something to do.
+
+        Args:
+            now: seconds, monotonic.
+            last_up: when a server was last up, counted back from `now`.
+        """
         tries = [server.next_try - now for server in self.servers if not server.alive]
         return min(max(min([*tries, last_up + self.patience - now]), 0.01), 1.0)
 
-    def _take_out(self, server: Server, error: Exception, life: int) -> None:
+    def take_out(self, server: Server, error: Exception, life: int) -> None:
+        """Leave a server out until it answers again, unless it has come back since.
+
+        Args:
+            server: the one that failed.
+            error: how.
+            life: `server.life` when the request was sent.
+        """
         if server.take_out(str(error), life):
             logger.warning("vLLM server taken out, its prompts go to the others: %s", error)
 
-    def _nobody(self) -> ConnectionError:
+    def nobody(self) -> ConnectionError:
+        """The error of a run without servers."""
         down = [server for server in self.servers if not server.alive]
         reasons = "; ".join(server.reason for server in down)
         return ConnectionError(
             f"{len(down)} of {len(self.servers)} vLLM servers did not come up within {self.patience:.0f} s "
             f"(`vllm_server_timeout`): {reasons}."
         )
+
+
+class _Shift(Generic[Job, Result]):
+    """The threads that do the work of one run: lanes with requests, and comebacks of servers that were out."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        work: _Work[Job, Result],
+        send: Callable[[Server, Job], Result],
+        revive: Callable[[Server], None],
+    ) -> None:
+        self.fleet, self.work, self.send, self.revive = fleet, work, send, revive
+        self.reviving: set[str] = set()
+
+    def start(self, server: Server) -> None:
+        """Open the lanes of a server that is up."""
+        share = math.ceil(len(self.work.jobs) / len(self.fleet.servers))
+        for _ in range(min(share, MOST_AT_ONCE)):
+            threading.Thread(target=self._lane, args=(server, server.life), daemon=True).start()
+
+    def _lane(self, server: Server, life: int) -> None:
+        work = self.work
+        while (place := work.take(server, life)) is not None:
+            settled = False
+            try:
+                work.put(place, self.send(server, work.jobs[place]))
+                settled = True
+            except ServerDown as error:
+                self.fleet.take_out(server, error, life)
+                work.give_back(place)
+                settled = True
+            except Refused as error:
+                work.fail(error)
+            finally:
+                if not settled:
+                    work.fail(RuntimeError(f"A request to {server.url} broke off; its own message is above."))
+
+    def _comeback(self, server: Server) -> None:
+        try:
+            self.revive(server)
+        except (ServerDown, Refused) as error:
+            self.fleet.take_out(server, error, server.life)
+        else:
+            logger.info("vLLM server %s is back.", server.url)
+            server.take_back()
+            self.start(server)
+        finally:
+            with self.work.changed:
+                self.reviving.discard(server.url)
+                self.work.changed.notify_all()
+
+    def wait(self) -> None:
+        """Return when all work is done, or the run has failed."""
+        work, fleet = self.work, self.fleet
+        # Seconds without a server since the last result; one that comes back and dies again has changed nothing
+        before, down, done = time.monotonic(), 0.0, 0
+        with work.changed:
+            while work.open:
+                now = time.monotonic()
+                if len(work.results) > done:
+                    down, done = 0.0, len(work.results)
+                elif not any(server.alive for server in fleet.servers):
+                    down += now - before
+                before = now
+                if down > fleet.patience:
+                    work.error = fleet.nobody()
+                    break
+                for server in fleet.servers:
+                    if not server.alive and now >= server.next_try and server.url not in self.reviving:
+                        self.reviving.add(server.url)
+                        threading.Thread(target=self._comeback, args=(server,), daemon=True).start()
+                work.changed.wait(timeout=fleet.pause(now, now - down))
+            # Lanes that wait for more work end here
+            work.changed.notify_all()

@@ -50,7 +50,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Search:
+class GroupSearch:
     """Which part of a training group is beams.
 
     Attributes:
@@ -131,7 +131,7 @@ def sample_requests(prompts: Sequence[Sequence[int]], window: int, max_tokens: i
 
 
 def search_requests(
-    prompts: Sequence[Sequence[int]], search: Search, window: int, max_tokens: int
+    prompts: Sequence[Sequence[int]], search: GroupSearch, window: int, max_tokens: int
 ) -> list[tuple[Request, Request | None]]:
     """For each group a search, and a request for the samples beside it where the group has some.
 

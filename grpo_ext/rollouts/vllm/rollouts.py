@@ -10,9 +10,9 @@ from grpo_ext.rollouts.vllm.adapters import Adapter
 from grpo_ext.rollouts.vllm.requests import (
     Answers,
     Completion,
+    GroupSearch,
     Request,
     Sampling,
-    Search,
     sample_requests,
     search_requests,
 )
@@ -39,7 +39,7 @@ class AdapterRollouts(ABC):
     window: int
     adapter: Adapter | None = None
 
-    def __init__(self, model: Any, sampling: Sampling, search: Search, ends: Sequence[int]) -> None:
+    def __init__(self, model: Any, sampling: Sampling, search: GroupSearch, ends: Sequence[int]) -> None:
         self.model, self.sampling, self.search, self.ends = model, sampling, search, list(ends)
         self._told: set[str] = set()
 

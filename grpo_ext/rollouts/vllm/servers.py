@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from grpo_ext.rollouts.vllm.adapters import Adapter, AdapterFolder, engine_rank
 from grpo_ext.rollouts.vllm.base import same_model
 from grpo_ext.rollouts.vllm.fleet import Fleet
-from grpo_ext.rollouts.vllm.requests import Answers, Completion, Request, Sampling, Search
+from grpo_ext.rollouts.vllm.requests import Answers, Completion, GroupSearch, Request, Sampling
 from grpo_ext.rollouts.vllm.rollouts import AdapterRollouts
 from grpo_ext.rollouts.vllm.server import Refused, Server, ServerDown, completion_of
 
@@ -73,7 +73,7 @@ class ServerRollouts(AdapterRollouts):
         self,
         model: Any,
         sampling: Sampling,
-        search: Search,
+        search: GroupSearch,
         ends: Sequence[int],
         options: ServerOptions,
         folder: AdapterFolder | None = None,
