@@ -11,18 +11,20 @@ from transformers import set_seed
 
 from grpo_ext import PRESETS, GRPOExtConfig, GRPOExtTrainer, load_policy
 from grpo_ext.data.arithmetic import arithmetic
+from grpo_ext.recipes.warm_up import warm_up
 from grpo_ext.rewards import correct_final
 
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 CHOSEN = ("dr_grpo", "gspo", "cispo")
 
 
-def main(model: str = NAME, size: int = 256, **fields: Any) -> dict[str, list[float]]:
+def main(model: str = NAME, size: int = 256, sft_steps: int = 4, **fields: Any) -> dict[str, list[float]]:
     """Train each, and print the mean reward of each step's completions."""
     rewards = {}
     for name in CHOSEN:
         set_seed(0)
         policy, tokenizer = load_policy(model, lora_r=32)
+        warm_up(policy, tokenizer, arithmetic("train", 16 * sft_steps, seed=1), sft_steps, 16, 3e-4)
         settings = {
             **PRESETS[name],
             "output_dir": f"runs/compare_presets/{name}",

@@ -9,34 +9,37 @@ from typing import Any
 from torch import Tensor
 
 from grpo_ext.ops.aggregation import AGGREGATIONS, Window
-from grpo_ext.ops.masking import masked_sum
+from grpo_ext.ops.masking import masked_mean
 
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def seq_mean_token_root(losses: Tensor, mask: Tensor, window: Window) -> Tensor:
     """(1/R) Σ_i (1/√|o_i|) Σ_t L_{i,t}, from (B, T) losses and their (B, T) mask."""
-    lengths = mask.sum(1).clamp(min=1).to(losses.dtype)
+    means = masked_mean(losses.expand_as(mask), mask, dim=1)
     # Divided by the rows of the whole step, so that micro-batches add up
-    return (masked_sum(losses.expand_as(mask), mask, dim=1) / lengths.sqrt()).sum() / window.rows
+    return (means * mask.sum(1).to(losses.dtype).sqrt()).sum() / window.rows
 
 
 AGGREGATIONS["seq_mean_token_root"] = seq_mean_token_root
 
 
-def main(model: str = NAME, size: int = 256, **fields: Any) -> Any:
+def main(model: str = NAME, size: int = 256, sft_steps: int = 4, **fields: Any) -> Any:
     """Train with it."""
     from grpo_ext import GRPOExtConfig, GRPOExtTrainer, load_policy
     from grpo_ext.data.arithmetic import arithmetic
+    from grpo_ext.recipes.warm_up import warm_up
     from grpo_ext.rewards import correct_final
 
     policy, tokenizer = load_policy(model, lora_r=32)
+    warm_up(policy, tokenizer, arithmetic("train", 16 * sft_steps, seed=1), sft_steps, 16, 3e-4)
     settings = {
         "output_dir": "runs/own_aggregation",
         "aggregation": "seq_mean_token_root",
         "per_device_train_batch_size": 32,
         "max_completion_length": 32,
         "max_steps": 10,
+        "learning_rate": 2e-4,
     }
     trainer = GRPOExtTrainer(
         model=policy,

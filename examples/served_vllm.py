@@ -10,14 +10,16 @@ from typing import Any
 
 from grpo_ext import PRESETS, GRPOExtConfig, GRPOExtTrainer, load_policy
 from grpo_ext.data.arithmetic import arithmetic
+from grpo_ext.recipes.warm_up import warm_up
 from grpo_ext.rewards import correct_final
 
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
-def main(model: str = NAME, size: int = 256, urls: list[str] | None = None, **fields: Any) -> GRPOExtTrainer:
+def main(model: str = NAME, size: int = 256, sft_steps: int = 4, urls: list[str] | None = None, **fields: Any) -> GRPOExtTrainer:
     """Train on what the servers generate."""
     policy, tokenizer = load_policy(model, lora_r=16)
+    warm_up(policy, tokenizer, arithmetic("train", 16 * sft_steps, seed=1), sft_steps, 16, 3e-4)
     settings = {
         **PRESETS["dapo"],
         "resampling": None,
@@ -29,6 +31,7 @@ def main(model: str = NAME, size: int = 256, urls: list[str] | None = None, **fi
         "per_device_train_batch_size": 32,
         "max_completion_length": 32,
         "max_steps": 10,
+        "learning_rate": 2e-4,
         "logging_steps": 1,
         "report_to": "none",
     }

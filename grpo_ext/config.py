@@ -5,6 +5,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from grpo_ext.checks import check_company, check_limits, check_types, choice
 from grpo_ext.objective import TRL_LOSS_TYPES, Objective
 from grpo_ext.ops.advantages import BASELINES, SCALES
@@ -97,6 +99,8 @@ class GRPOExtConfig(RewardFaultOptions, ProcessOptions, RolloutOptions):
         check_types(self)
         spellings: dict[Any, str] = {True: "group", False: "none"}  # TRL takes booleans too
         self.scale_rewards = spellings.get(self.scale_rewards, self.scale_rewards)
+        # Without an accelerator nothing else can be meant, and transformers would refuse TRL's default of bfloat16
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         self._check_choices()
         check_limits(self)
         self._check_batch()
@@ -184,6 +188,7 @@ class GRPOExtConfig(RewardFaultOptions, ProcessOptions, RolloutOptions):
         self.check_process()
         self.check_reward_faults()
         check_company(self)
+        self._check_stated()
         if self.advantage_baseline == "none" and self.scale_rewards != "none":
             raise ValueError(
                 "`advantage_baseline` is 'none', so equal rewards would be divided by almost 0 under `scale_rewards` "
@@ -212,6 +217,11 @@ class GRPOExtConfig(RewardFaultOptions, ProcessOptions, RolloutOptions):
                 "`use_adaptive_entropy` belongs to TRL's own losses and does not act on an objective of grpo_ext; "
                 "use a fixed `entropy_coef`."
             )
+
+    def _check_stated(self) -> None:
+        for name, words in SURROGATES[self.surrogate].stated.items() if self.surrogate else ():
+            if getattr(self, name) is None:
+                raise ValueError(f"`surrogate` is {self.surrogate!r}, but `{name}` is unset; it is {words}.")
 
     def _check_kl_in_reward(self) -> None:
         if self.kl_estimator == "k3_corrected":

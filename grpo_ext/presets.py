@@ -34,10 +34,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # Dr. GRPO, 2503.20783
     "dr_grpo": {
-        "advantage_baseline": "mean",  # eq. 2
+        "advantage_baseline": "mean",  # sec. 3.2
         "scale_rewards": "none",  # sec. 3.2: no division by the std
         "loss_type": "dr_grpo",  # sec. 3.2: no division by the length
-        "beta": 0.0,  # sec. 3.1
+        "epsilon": 0.2,  # app. G, table 6
+        "beta": 0.0,  # app. G, table 6
     },
     # DAPO, 2503.14476; the overlong penalty of sec. 3.4 is a reward function
     "dapo": {
@@ -57,7 +58,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "importance_sampling_level": "sequence",  # eq. 7
         "epsilon": 3e-4,  # sec. 5.1
         "epsilon_high": 4e-4,  # sec. 5.1
-        "beta": 0.0,
+        "beta": 0.0,  # eq. 5 has none; sec. 2.2 leaves it out for brevity
     },
     "gspo_token": {
         "advantage_baseline": "mean",  # eq. 6
@@ -66,44 +67,57 @@ PRESETS: dict[str, dict[str, Any]] = {
         "importance_sampling_level": "sequence_token",  # eq. 13, 14
         "epsilon": 3e-4,  # sec. 5.1, of gspo
         "epsilon_high": 4e-4,  # sec. 5.1, of gspo
-        "beta": 0.0,
+        "beta": 0.0,  # as gspo
     },
     # CISPO, MiniMax-M1, 2506.13585
     "cispo": {
-        "advantage_baseline": "mean",
-        "scale_rewards": "group",
-        "loss_type": "cispo",  # eq. 4, token mean
-        "epsilon_high": 5.0,  # the absolute cap; not given in the paper, value of 2510.13786
-        "beta": 0.0,
+        "advantage_baseline": "mean",  # eq. 2
+        "scale_rewards": "group",  # eq. 2
+        "loss_type": "cispo",  # eq. 4, token mean; eq. 5, the weight
+        "epsilon_high": 5.0,  # the absolute cap; not given in the paper: one of 4, 5, 8 of 2510.13786, app. A.17
+        "beta": 0.0,  # sec. 3.1: no KL penalty term
     },
     # GMPO, 2507.20673
     "gmpo": {
-        "advantage_baseline": "mean",
-        "scale_rewards": "group",
-        "surrogate": "geometric",
-        "aggregation": "seq_mean_token_mean",
-        "epsilon": 0.4,  # log space: ratios between e^-0.4 and e^0.4
-        "epsilon_high": 0.4,
-        "beta": 0.0,
+        "advantage_baseline": "mean",  # sec. 2.2, at eq. 1
+        "scale_rewards": "group",  # sec. 2.2, at eq. 1
+        "surrogate": "geometric",  # eq. 4, algorithm 1
+        "aggregation": "seq_mean_token_mean",  # eq. 4
+        "epsilon": 0.4,  # sec. 4.3, table 5; log space: ratios between e^-0.4 and e^0.4
+        "epsilon_high": 0.4,  # sec. 4.3, table 5
+        "beta": 0.0,  # sec. 2.2 leaves the KL out
     },
     # SAPO, 2511.20347
     "sapo": {
-        "advantage_baseline": "mean",
-        "scale_rewards": "group",
-        "loss_type": "sapo",
-        "sapo_temperature_pos": 1.0,
-        "sapo_temperature_neg": 1.05,
-        "beta": 0.0,
+        "advantage_baseline": "mean",  # eq. 2
+        "scale_rewards": "group",  # eq. 2
+        "loss_type": "sapo",  # eq. 5; eq. 6, the gate
+        "sapo_temperature_pos": 1.0,  # sec. 5.1
+        "sapo_temperature_neg": 1.05,  # sec. 5.1
+        "beta": 0.0,  # eq. 5 has none
     },
     # LUSPO, 2602.05261
     "luspo": {
-        "advantage_baseline": "mean",
-        "scale_rewards": "group",
-        "loss_type": "luspo",
-        "importance_sampling_level": "sequence",
-        "epsilon": 2e-3,
-        "epsilon_high": 2.5e-3,
-        "beta": 0.0,
+        "advantage_baseline": "mean",  # eq. 5
+        "scale_rewards": "group",  # eq. 5
+        "loss_type": "luspo",  # eq. 7
+        "importance_sampling_level": "sequence",  # eq. 6
+        "epsilon": 2e-3,  # sec. 5.1
+        "epsilon_high": 2.5e-3,  # sec. 5.1
+        "beta": 0.0,  # eq. 7 has none
+    },
+    # VESPO, 2602.10693
+    "vespo": {
+        "advantage_baseline": "mean",  # sec. 3.5
+        "scale_rewards": "none",  # sec. 3.5: R - b
+        "loss_type": "vespo",  # eq. 20
+        "importance_sampling_level": "token",  # the loss forms the weight of the sequence itself
+        "vespo_k_pos": 2.0,  # sec. 4.1
+        "vespo_lambda_pos": 3.0,  # sec. 4.1
+        "vespo_k_neg": 3.0,  # sec. 4.1
+        "vespo_lambda_neg": 2.0,  # sec. 4.1
+        "vllm_importance_sampling_mode": "token_truncate",  # not of the paper; TRL takes a mode of tokens alone
+        "beta": 0.0,  # eq. 20 has none
     },
     # A common write-up: the group's summed loss with the ratio to the reference. Its groups come from beam search,
     # whose outputs are no samples of the old policy.

@@ -18,6 +18,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from grpo_ext.checks.limits import COUNT, LIMITS, Limit, check_numbers
 from grpo_ext.checks.types import brief
 from grpo_ext.checks.values import is_path
+from grpo_ext.ops.surrogates import SURROGATES
 
 DYNAMO = DynamoBackend.__members__
 DEBUG_OPTIONS = {option.value for option in DebugOption}
@@ -156,6 +157,18 @@ def _faults(config: Any) -> Iterator[str]:
             yield f"`{name}` is {brief(getattr(config, name))}; it must be {words(config)}."
 
 
+def _level_acts(config: Any) -> bool:
+    """Whether the level of the ratio is read; under TRL's own names it is TRL's to say so."""
+    objective = config.objective()
+    corrects = config.beta != 0.0 and objective.kl_estimator == "k3_corrected"
+    return config.surrogate is None or SURROGATES[config.surrogate].ratio == "level" or corrects
+
+
+def _surrogates(*ratios: str) -> str:
+    named = [repr(name) for name, row in SURROGATES.items() if row.ratio in ratios]
+    return f"`surrogate` {', '.join(named[:-1])} or {named[-1]}"
+
+
 # Field that acts in company alone -> (whether a config gives it that, the words for it)
 COMPANY: dict[str, tuple[Callable[[Any], bool], str]] = {
     "kl_target": (lambda c: c.kl_controller not in (None, "fixed"), "`kl_controller` 'ziegler' or 'ppo'"),
@@ -167,6 +180,8 @@ COMPANY: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda c: c.group_generation not in ("sampling", "stochastic_beam"),
         "`group_generation` 'beam', 'diverse_beam' or 'beam+sampling'",
     ),
+    "importance_sampling_level": (_level_acts, _surrogates("level")),
+    "ratio_against": (lambda c: SURROGATES[c.objective().surrogate].ratio != "none", _surrogates("level", "own")),
     "resampling_rounds": (lambda c: c.resampling is not None, "`resampling`"),
     **dict.fromkeys(
         ("process_rollouts", "process_rollout_model", "process_rollout_check", "process_rollout_tokens"),
@@ -175,6 +190,12 @@ COMPANY: dict[str, tuple[Callable[[Any], bool], str]] = {
             "`process_reward` 'rollouts_soft' or 'rollouts_hard'",
         ),
     ),
+    "delta": (
+        lambda c: c.surrogate is None or "delta" in SURROGATES[c.surrogate].constants.values(),
+        "`surrogate` 'clip'",
+    ),
+    "kl_against": (lambda c: c.beta != 0.0, "`beta` above 0"),
+    "vllm_request_timeout": (lambda c: bool(c.vllm_server_urls), "`vllm_server_urls`"),
     **dict.fromkeys(
         ("scoring_attention", "scoring_tokens"), (lambda c: c.scoring != "padded", "`scoring` 'auto' or 'tree'")
     ),

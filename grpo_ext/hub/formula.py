@@ -25,6 +25,7 @@ PAPERS: dict[str, tuple[str, str] | None] = {
     "gmpo": ("GMPO", "2507.20673"),
     "sapo": ("SAPO", "2511.20347"),
     "luspo": ("LUSPO", "2602.05261"),
+    "vespo": ("VESPO", "2602.10693"),
     "beam": None,
     "sequence_product": None,
     "reinforce_group": None,

@@ -190,7 +190,7 @@ def group_eps_inside(values: Tensor, groups: Tensor, eps: float) -> Tensor:
 
 
 def batch_scale(values: Tensor, groups: Tensor, eps: float) -> Tensor:
-    """std of the whole batch + ε (2508.08221; REINFORCE++ baseline 2501.03262).
+    """std of the rewards of the whole batch + ε (2508.08221).
 
     Args:
         values: (R,).

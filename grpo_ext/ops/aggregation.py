@@ -74,7 +74,7 @@ def seq_mean_token_mean(losses: Tensor, mask: Tensor, window: Window) -> Tensor:
 
 
 def seq_mean_token_sum(losses: Tensor, mask: Tensor, window: Window) -> Tensor:
-    """(1/R) Σ_i Σ_t L_{i,t}: an output weighs as much as it is long (LUSPO 2602.05261).
+    """(1/R) Σ_i Σ_t L_{i,t}: an output weighs as much as it is long (LUSPO 2602.05261, eq. 7).
 
     Args:
         losses: (B, T), or (B, 1), which is broadcast over T.

@@ -111,7 +111,7 @@ def cispo(terms: Terms, clipping: Clipping) -> Tensor:
 
 
 def geometric(terms: Terms, clipping: Clipping) -> Tensor:
-    """−A exp((1/|o|) Σ_t s min(s log w_t, s clip(log w_t, −ε_low, ε_high))), s = sign A (GMPO 2507.20673).
+    """−A exp((1/|o|) Σ_t s min(s log w_t, s clip(log w_t, −ε_low, ε_high))), s = sign A (GMPO 2507.20673, eq. 4).
 
     The clip is per token and in log space, before the geometric mean is taken.
 
@@ -144,7 +144,7 @@ def soft(terms: Terms, clipping: Clipping) -> Tensor:
 
 
 def gamma(terms: Terms, clipping: Clipping) -> Tensor:
-    """−sg[φ(W)] A log π(o_t), φ(W) = W^k e^{λ(1−W)}, W = Π_t w_t, k and λ by the sign of A (VESPO 2602.10693).
+    """−sg[φ(W)] A log π(o_t), φ(W) = W^k e^{λ(1−W)}, W = Π_t w_t, k and λ by the sign of A (VESPO 2602.10693, eq. 20).
 
     Logarithms are bounded as in TRL's `vespo`: each token to ±20, the product's to [log 1e-8, 20]; the correction
     for the sampler is part of W.
@@ -185,8 +185,7 @@ def clipped_tokens(terms: Terms, clipping: Clipping) -> dict[str, Tensor]:
     ratio = ratio if clipping.delta is None else ratio.clamp(max=clipping.delta)
     low = (ratio < 1 - clipping.epsilon) & (terms.advantages < 0)
     high = (ratio > 1 + clipping.epsilon_high) & (terms.advantages > 0)
-    found = {"clip_ratio/low": low, "clip_ratio/high": high, "clip_ratio/region": low | high}
-    return {name: where.float() for name, where in found.items()}
+    return _shares(low, high)
 
 
 def capped_tokens(terms: Terms, clipping: Clipping) -> dict[str, Tensor]:
@@ -201,6 +200,27 @@ def capped_tokens(terms: Terms, clipping: Clipping) -> dict[str, Tensor]:
     """
     ratio = torch.exp(terms.log_ratio.detach())
     return {"cispo_clip_ratio": ((ratio > clipping.epsilon_high) & (terms.advantages > 0)).float()}
+
+
+def clipped_log_ratios(terms: Terms, clipping: Clipping) -> dict[str, Tensor]:
+    """Where `geometric` stops a token's gradient, under the names of TRL's metrics.
+
+    Args:
+        terms: token ratios and advantages.
+        clipping: ε and ε_high in log space.
+
+    Returns:
+        Values of 0 and 1, each (B, T).
+    """
+    log_w = terms.token_log_ratio.detach()
+    low = (log_w < -clipping.epsilon) & (terms.advantages < 0)
+    high = (log_w > clipping.epsilon_high) & (terms.advantages > 0)
+    return _shares(low, high)
+
+
+def _shares(low: Tensor, high: Tensor) -> dict[str, Tensor]:
+    found = {"clip_ratio/low": low, "clip_ratio/high": high, "clip_ratio/region": low | high}
+    return {name: where.float() for name, where in found.items()}
 
 
 def _no_metrics(terms: Terms, clipping: Clipping) -> dict[str, Tensor]:
@@ -218,6 +238,7 @@ class Surrogate:
             tokens of a completion, "none" for a loss without a ratio.
         ratio_has_gradient: False where the ratio is a mere weight and the gradient that of log π(o_t).
         corrects_sampler: whether the loss makes use of `Terms.sampling_ratio`, which must not be applied again.
+        stated: field of a config that has to be set -> what it is, where the default of another surrogate is no value.
         metrics: (B, T) or (B, 1) values of 0 and 1 that are worth logging.
     """
 
@@ -226,6 +247,7 @@ class Surrogate:
     ratio: Literal["level", "own", "none"] = "level"
     ratio_has_gradient: bool = True
     corrects_sampler: bool = False
+    stated: Mapping[str, str] = field(default_factory=dict)
     metrics: Callable[[Terms, Clipping], dict[str, Tensor]] = _no_metrics
 
 
@@ -233,8 +255,16 @@ SURROGATES: dict[str, Surrogate] = {
     "clip": Surrogate(clip, {"ε_low": "epsilon", "ε_high": "epsilon_high", "δ": "delta"}, metrics=clipped_tokens),
     "none": Surrogate(none),
     "reinforce": Surrogate(reinforce, ratio="none"),
-    "cispo": Surrogate(cispo, {"cap": "epsilon_high"}, ratio_has_gradient=False, metrics=capped_tokens),
-    "geometric": Surrogate(geometric, {"ε_low": "epsilon", "ε_high": "epsilon_high"}, ratio="own"),
+    "cispo": Surrogate(
+        cispo,
+        {"cap": "epsilon_high"},
+        ratio_has_gradient=False,
+        stated={"epsilon_high": "the absolute cap of a ratio here, such as 5.0"},
+        metrics=capped_tokens,
+    ),
+    "geometric": Surrogate(
+        geometric, {"ε_low": "epsilon", "ε_high": "epsilon_high"}, ratio="own", metrics=clipped_log_ratios
+    ),
     "soft": Surrogate(soft, {"τ of A > 0": "tau_pos", "τ of A ≤ 0": "tau_neg"}),
     "gamma": Surrogate(
         gamma,

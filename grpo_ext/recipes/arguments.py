@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from grpo_ext.backends import BACKENDS
 from grpo_ext.checks import at_least, one_of
 from grpo_ext.data.arithmetic import DIFFICULTIES
@@ -15,8 +13,8 @@ from grpo_ext.recipes.iterative import RoundRewardArguments
 from grpo_ext.recipes.problems import DATASETS, TRAINED_ON, problems_named
 from grpo_ext.rewards import ANSWER_FORMATS, REWARDS
 
-# Below everything else. Without an accelerator Trainer insists on use_cpu; here it is said for the user.
-DEFAULTS: dict[str, Any] = {"report_to": "none", "logging_steps": 1, "use_cpu": not torch.accelerator.is_available()}
+# Below everything else
+DEFAULTS: dict[str, Any] = {"report_to": "none", "logging_steps": 1}
 
 
 @dataclass

@@ -16,6 +16,16 @@ COMPANY = [
     ("diversity_penalty", 0.7, {"group_generation": "diverse_beam"}),
     ("length_penalty", 0.0, {"group_generation": "beam"}),
     ("length_penalty", 0.0, {"group_generation": "beam+sampling"}),
+    ("importance_sampling_level", "sequence", {"surrogate": "clip"}),
+    ("importance_sampling_level", "sequence", {"surrogate": "gamma", "kl_estimator": "k3_corrected", "beta": 0.04}),
+    ("ratio_against", "reference", {"surrogate": "geometric", "beta": 0.04}),
+    ("delta", 2.0, {"surrogate": "clip"}),
+    ("kl_against", "old", {"beta": 0.04}),
+    (
+        "vllm_request_timeout",
+        10.0,
+        {"vllm_server_urls": ["http://localhost:1"], "use_vllm": True, "vllm_sync": "adapter"},
+    ),
     ("resampling_rounds", 5, {"resampling": "dynamic_sampling"}),
     ("process_rollouts", 4, ROLLOUTS),
     ("process_rollout_model", "a/model", ROLLOUTS),
@@ -27,6 +37,9 @@ COMPANY = [
 # What its company is replaced by, where leaving it out says too little
 ALONE: dict[str, dict[str, Any]] = {
     "kl_target": {"kl_controller": "fixed", "beta": 0.04},
+    "importance_sampling_level": {"surrogate": "geometric", "kl_estimator": "k3", "beta": 0.04},
+    "ratio_against": {"surrogate": "reinforce", "beta": 0.04},
+    "delta": {"surrogate": "none"},
     "length_penalty": {"group_generation": "stochastic_beam", "scale_rewards": "none"},
     **{name: {"scoring": "padded"} for name in ("scoring_tokens", "scoring_attention")},
     **{name: {"process_reward": "calculations"} for name, _, _ in COMPANY if name.startswith("process_")},

@@ -45,7 +45,7 @@ RUNS = {
         frozenset({"ratio", "beta", "kl_in_reward", "clip_ratio/high_max", "rounds/round"}),
     ),
     "capped": Run(
-        {"surrogate": "cispo", "resampling": "dynamic_sampling"},
+        {"surrogate": "cispo", "epsilon_high": 5.0, "resampling": "dynamic_sampling"},
         frozenset({"cispo_clip_ratio"})
         | prefixed("resampling", "rounds groups_replaced carried live_groups shortfall reward")
         | prefixed("resampling", "tokens_trained tokens_discarded"),

@@ -111,7 +111,7 @@ def test_each_preset_has_its_paper_and_it_is_the_one_of_its_comments() -> None:
 def test_a_presets_formula_has_the_sentences_of_its_rows(preset: str, tmp_path: Path) -> None:
     row = PRESETS[preset]
     text = " ".join(formula(row).split())
-    surrogate = {"cispo": "cispo", "sapo": "soft"}.get(row.get("loss_type", ""), row.get("surrogate", "clip"))
+    surrogate = {"cispo": "cispo", "sapo": "soft", "vespo": "gamma"}.get(row.get("loss_type", ""), row.get("surrogate", "clip"))
     assert f"surrogate, {surrogate}: {first_sentence(SURROGATES[surrogate].loss)}" in text
     assert (f"+ {row['beta']:g} KL" in text) == (row.get("beta", 0.0) != 0.0)
     card = card_of(run_with(tmp_path, config=None, recipe={"preset": preset, "lora_r": 4}))

@@ -126,6 +126,21 @@ def test_geometric_clips_before_the_mean(advantage: float, loss: float, gradient
     same(grad, [gradient])
 
 
+@pytest.mark.parametrize("advantage", [2.0, -2.0])
+@pytest.mark.parametrize("name", ["clip", "geometric"])
+def test_the_logged_region_is_where_the_gradient_is_zero(name: str, advantage: float) -> None:
+    clipping = Clipping(epsilon=0.2, epsilon_high=0.3)
+    ratios = [0.5, 0.81, 0.79, 1.0, 1.29, 1.31, 1.34, 1.36, 3.0]
+    logps = torch.linspace(-3, -0.1, len(ratios), dtype=torch.float64)[None].requires_grad_()
+    terms = token_terms(logps, ratios, advantage)
+    (gradient,) = torch.autograd.grad(SURROGATES[name].loss(terms, clipping).sum(), logps)
+    logged = SURROGATES[name].metrics(terms, clipping)
+    same(logged["clip_ratio/region"].double(), (gradient == 0).double().tolist())
+    one, other = ("high", "low") if advantage > 0 else ("low", "high")
+    assert logged[f"clip_ratio/{one}"].equal(logged["clip_ratio/region"]) and not logged[f"clip_ratio/{other}"].any()
+    assert 0 < logged["clip_ratio/region"].sum() < len(ratios)
+
+
 def test_geometric_leaves_masked_tokens_out_and_has_two_bounds() -> None:
     ratios = [math.exp(0.9), math.exp(0.1), math.exp(5.0)]
     wider = Clipping(epsilon=0.4, epsilon_high=0.7)

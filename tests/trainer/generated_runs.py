@@ -46,8 +46,9 @@ NATIVE: dict[str, dict[str, Any]] = {
 OWN: dict[str, dict[str, Any]] = {
     **{
         f"surrogate_{name}": {"surrogate": name, **OFF_POLICY}
-        for name in ("clip", "none", "reinforce", "cispo", "geometric", "soft")
+        for name in ("clip", "none", "reinforce", "geometric", "soft")
     },
+    "surrogate_cispo": {"surrogate": "cispo", "epsilon_high": 1.02, **OFF_POLICY},
     # Powers of a ratio, which make roundings larger
     "surrogate_gamma": {"surrogate": "gamma", **OFF_POLICY, "learning_rate": 0.03},
     **{
