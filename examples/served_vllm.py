@@ -16,7 +16,9 @@ from grpo_ext.rewards import correct_final
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
-def main(model: str = NAME, size: int = 256, sft_steps: int = 4, urls: list[str] | None = None, **fields: Any) -> GRPOExtTrainer:
+def main(
+    model: str = NAME, size: int = 256, sft_steps: int = 4, urls: list[str] | None = None, **fields: Any
+) -> GRPOExtTrainer:
     """Train on what the servers generate."""
     policy, tokenizer = load_policy(model, lora_r=16)
     warm_up(policy, tokenizer, arithmetic("train", 16 * sft_steps, seed=1), sft_steps, 16, 3e-4)

@@ -11,7 +11,7 @@ from grpo_ext.visible import visible
 # must also answer where TRL cannot be imported.
 COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("grpo_ext.doctor", "see which back ends work in this environment, and how to mend the others"),
-    "plan": ("grpo_ext.plan", "work out a config before it runs: batches, tokens, steps, memory, known mistakes"),
+    "plan": ("grpo_ext.plan.command", "work out a config before it runs: batch, tokens, steps, memory, mistakes"),
     "report": ("grpo_ext.report.command", "one HTML file that shows what runs learned, with curves and completions"),
     "push": ("grpo_ext.hub.push", "upload a finished run to the Hugging Face hub: weights, tokenizer, card"),
 }

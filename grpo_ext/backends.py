@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from grpo_ext.faults import first_line
 from grpo_ext.flags import flag
 from grpo_ext.folders import cache_root
 from grpo_ext.yaml_file import read_yaml
@@ -95,9 +96,8 @@ def _unsloth() -> None:
         import_module("unsloth")
     # All that its import was seen to raise: no GPU, a version that does not fit, another package's change
     except (ImportError, NotImplementedError, RuntimeError, AttributeError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ImportError(
-            f"unsloth {_version('unsloth')} is installed but cannot be imported ({reason}); "
+            f"unsloth {_version('unsloth')} is installed but cannot be imported ({first_line(error)}); "
             "`grpo-ext doctor --backend unsloth` says which version or package does not fit and what mends it."
         ) from error
 

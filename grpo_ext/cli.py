@@ -10,11 +10,8 @@ from trl import TrlParser
 from grpo_ext.checks import check_numbers, check_types, members, typed
 from grpo_ext.config import GRPOExtConfig
 from grpo_ext.flags import flag
-from grpo_ext.launch import run
 from grpo_ext.presets import PRESETS
 from grpo_ext.yaml_file import read_yaml
-
-__all__ = ["layered", "parse", "parse_alone", "read_yaml", "run"]
 
 Recipe = TypeVar("Recipe")
 

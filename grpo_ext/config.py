@@ -100,7 +100,8 @@ class GRPOExtConfig(RewardFaultOptions, ProcessOptions, RolloutOptions):
         spellings: dict[Any, str] = {True: "group", False: "none"}  # TRL takes booleans too
         self.scale_rewards = spellings.get(self.scale_rewards, self.scale_rewards)
         # Without an accelerator nothing else can be meant, and transformers would refuse TRL's default of bfloat16
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        config: Any = self  # a field of TRL's config
+        config.use_cpu = config.use_cpu or not torch.accelerator.is_available()
         self._check_choices()
         check_limits(self)
         self._check_batch()
@@ -186,7 +187,7 @@ class GRPOExtConfig(RewardFaultOptions, ProcessOptions, RolloutOptions):
         self.check_resampling()
         self.check_vllm()
         self.check_process()
-        self.check_reward_faults()
+        self.check_reward_faults(self.world_size, self.ddp_timeout)
         check_company(self)
         self._check_stated()
         if self.advantage_baseline == "none" and self.scale_rewards != "none":

@@ -19,6 +19,11 @@ class RunStopped(RuntimeError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message without the full stop at its end, or its class where there is none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 class Caught:
     """A context manager that keeps the exception which ends its block, and lets the lines behind it go on.
 

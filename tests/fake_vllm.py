@@ -32,6 +32,7 @@ class FakeVLLM:
     def __init__(self, port: int = 0, **fields: Any) -> None:
         self.root, self.window, self.updates, self.max_rank, self.raw = BASE, 64, True, 16, False
         self.answer, self.fail_after, self.seconds, self.version = "right", None, 0.0, "0.31.0"
+        self.loading = 0.0
         self.vary = False
         vars(self).update(fields)
         self.adapters: dict[str, str] = {}
@@ -101,6 +102,7 @@ class FakeVLLM:
         if config["r"] > self.max_rank:
             text = f"LoRA rank {config['r']} is greater than max_lora_rank {self.max_rank}."
             return 500, {"error": {"message": text}}
+        time.sleep(self.loading)
         self.weights.append(load_file(Path(path) / "adapter_model.safetensors"))
         self.adapters[name] = path
         return 200, b"Success: LoRA adapter added."

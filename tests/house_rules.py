@@ -17,6 +17,7 @@ LEVELS = {
     "flags": 0,
     "yaml_file": 0,
     "folders": 0,
+    "files": 0,
     "checkpoints": 0,
     "visible": 0,
     "trust": 0,
@@ -53,12 +54,13 @@ FACADE = "__init__"
 FACADE_LEVEL = 5
 FACADE_NAMES = {"__version__"}
 
-HOSTS = {"trl", "unsloth", "unsloth_zoo", "vllm"}
+HOSTS = {"trl", "transformers", "accelerate", "peft", "unsloth", "unsloth_zoo", "vllm"}
 # Names that TRL or transformers.Trainer keep private and that our subclass calls or reads on itself all the same.
 ALLOWED_HOOKS = {
     "_buffered_inputs",
     "_calculate_rewards",
     "_compute_loss",
+    "_generate",
     "_generate_and_score_completions",
     "_generate_single_turn",
     "_load_optimizer_and_scheduler",

@@ -11,6 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import grpo_ext
 
@@ -63,9 +65,14 @@ def test_pins_are_exact_and_name_their_host(pins: Path) -> None:
     assert not [line for line in lines if line.startswith("torch==")]
 
 
-def test_both_minor_versions_of_the_host_are_pinned() -> None:
-    assert {path.stem.rpartition(".")[0] for path in PINS} == {"trl-1.15", "trl-1.16"}
-    assert "trl>=1.15,<1.17" in PROJECT["dependencies"]
+def test_every_minor_version_of_the_host_that_is_allowed_is_pinned() -> None:
+    (bound,) = [Requirement(line).specifier for line in PROJECT["dependencies"] if line.startswith("trl>")]
+    pinned = {Version(path.stem.removeprefix("trl-")).release[:2] for path in PINS}
+    edges = {one.operator: Version(one.version).release for one in bound}
+    assert edges.keys() == {">=", "<"}
+    lowest, beyond = edges[">="][:2], edges["<"][:2]
+    # One by one from the lowest, up to the bound
+    assert lowest[0] == beyond[0] and pinned == {(lowest[0], minor) for minor in range(lowest[1], beyond[1])}
 
 
 @pytest.mark.parametrize(("ci", "exit_code"), [("true", 1), ("", 0)])

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from grpo_ext.bench import generate, step, sync
-from grpo_ext.cli import run
+from grpo_ext.launch import run
 
 BENCHMARKS: dict[str, Callable[[Sequence[str]], int]] = {
     "generate": generate.main,

@@ -13,7 +13,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from grpo_ext.bench.rollouts import synthetic
 from grpo_ext.bench.shapes import SHAPES
-from grpo_ext.bench.shown import columns, command_line, conditions, finish, show
+from grpo_ext.bench.shown import checked, columns, command_line, conditions, finish, show
 from grpo_ext.bench.worker import SIDES, load
 
 
@@ -156,4 +156,4 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         0.
     """
-    return show(measure(parser().parse_args(argv)), table)
+    return show(measure(checked(parser().parse_args(argv))), table)

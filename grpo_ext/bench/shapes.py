@@ -35,11 +35,15 @@ SHAPES: dict[str, dict[str, Any]] = {
         "model_type": "qwen3", "hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 32,
         "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 9728, "vocab_size": 151936,
     },
+    "deepseek-math-7b": {
+        "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 30, "num_attention_heads": 32,
+        "num_key_value_heads": 32, "intermediate_size": 11008, "vocab_size": 102400, "tie_word_embeddings": False,
+    },
 }  # fmt: skip
 
 
 def random_model(shape: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """A causal language model of a shape with seeded random weights and tied embeddings.
+    """A causal language model of a shape with seeded random weights, and tied embeddings unless its row says no.
 
     Args:
         shape: row of `SHAPES`.

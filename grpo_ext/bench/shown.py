@@ -9,7 +9,20 @@ from typing import Any
 import torch
 
 from grpo_ext.bench.shapes import SHAPES
+from grpo_ext.checks import at_least
 from grpo_ext.report import versions
+
+# Field of a benchmark -> its smallest value
+LEAST = {
+    "lora_r": 0,
+    "group_size": 2,
+    "prompts": 1,
+    "prompt_length": 1,
+    "completion_mean": 1,
+    "completion_cap": 1,
+    "micro_batch": 1,
+    "repeats": 1,
+}
 
 
 def command_line(name: str, description: str | None, lora_help: str) -> argparse.ArgumentParser:
@@ -32,8 +45,29 @@ def command_line(name: str, description: str | None, lora_help: str) -> argparse
     add("--model", default="smollm2-135m", help=f"Folder, hub name, or random weights: {', '.join(SHAPES)}.")
     add("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"], help="Of the weights.")
     add("--lora_r", type=int, default=16, help=lora_help)
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", default=device, choices=["cpu", "cuda"], help="What both sides run on.")
     return made
+
+
+def checked(args: argparse.Namespace) -> argparse.Namespace:
+    """Refuse counts that leave nothing to measure, and a device that is not there.
+
+    Args:
+        args: the command line.
+
+    Returns:
+        The same.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    for name, least in LEAST.items():
+        if name in args:
+            at_least(name, getattr(args, name), least)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("`device` is 'cuda', but torch finds no such device here; use cpu.")
+    return args
 
 
 def conditions(args: argparse.Namespace) -> dict[str, Any]:

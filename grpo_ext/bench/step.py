@@ -14,7 +14,7 @@ from packaging.version import Version
 
 from grpo_ext.bench.rollouts import Rollouts, synthetic
 from grpo_ext.bench.shapes import SHAPES
-from grpo_ext.bench.shown import columns, command_line, conditions, show
+from grpo_ext.bench.shown import checked, columns, command_line, conditions, show
 from grpo_ext.bench.worker import COUNTED, serve
 
 SIDES = ("stock", "ours")
@@ -53,6 +53,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         RuntimeError: a side stopped.
     """
     rows = args.prompts * args.group_size
+    if not 0.0 <= args.shared <= 1.0:
+        raise ValueError(f"`--shared` is {args.shared}; it must be from 0 to 1.")
     if rows % args.micro_batch:
         raise ValueError(f"`--micro_batch` is {args.micro_batch}; it must divide the {rows} rows of a step.")
     if args.device == "cpu" and Version(trl.__version__) < Version("1.16"):
@@ -177,4 +179,4 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         0.
     """
-    return show(measure(parser().parse_args(argv)), table)
+    return show(measure(checked(parser().parse_args(argv))), table)

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from grpo_ext import compat
-from grpo_ext.bench.shown import columns, command_line, conditions, finish, show
+from grpo_ext.bench.shown import checked, columns, command_line, conditions, finish, show
 from grpo_ext.bench.worker import load
 from grpo_ext.rollouts.vllm.adapters import AdapterFolder
 from grpo_ext.rollouts.vllm.base import engine_dtype
@@ -135,4 +135,4 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         0.
     """
-    return show(measure(parser().parse_args(argv)), table)
+    return show(measure(checked(parser().parse_args(argv))), table)

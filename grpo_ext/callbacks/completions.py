@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from grpo_ext.callbacks.rows import append, drop_after, rewrite
+from grpo_ext.callbacks.rows import append, drop_after
+from grpo_ext.files import write_text
 from grpo_ext.groups import Group, Groups
 
 FILE = "completions.jsonl"
@@ -101,5 +102,5 @@ class CompletionsCallback(TrainerCallback):
         of_lines = [json.loads(line)["step"] for line in lines]
         steps = list(dict.fromkeys(of_lines))
         kept = set(steps[::2])
-        rewrite(self.path, "".join(line for line, step in zip(lines, of_lines, strict=True) if step in kept))
+        write_text(self.path, "".join(line for line, step in zip(lines, of_lines, strict=True) if step in kept))
         return len(steps) > 1

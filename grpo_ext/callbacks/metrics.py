@@ -57,7 +57,7 @@ class MetricsCallback(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         row = {"step": state.global_step, **logs}
-        if "reward" in logs:
+        if "loss" in logs:
             row["memory/peak_gib"] = peak_memory()
             if self._generated is not None:
                 row["generated_tokens"] = self._generated()

@@ -6,14 +6,18 @@ import logging
 import os
 from pathlib import Path
 
+from grpo_ext.files import write_text
+
 logger = logging.getLogger("grpo_ext")
 
-# What the callbacks of a recipe write.
-LOGS = ("metrics.jsonl", "completions.jsonl", "health.jsonl")
+# What the callbacks of a recipe write, and what a run says of itself at its end
+LOGS = ("metrics.jsonl", "completions.jsonl", "health.jsonl", "summary.json", "learning_curve.png")
 
 
 def forget_logs(folder: Path) -> None:
-    """Delete what an earlier run has logged in a folder, also by callbacks that this one does not have.
+    """Delete what an earlier run has logged in a folder, also by callbacks that this one does not have, and its end.
+
+    A run that crashes would otherwise show the results of the one before over curves of its own.
 
     Args:
         folder: of the run that begins.
@@ -70,25 +74,6 @@ def _cut_half_line(path: Path) -> int:
     return end
 
 
-def rewrite(path: Path, text: str) -> None:
-    """Put a text in the place of a file's, under a temporary name until it is whole.
-
-    Args:
-        path: file.
-        text: its new content.
-
-    Raises:
-        OSError: the disk is full, for example; the file is as it was.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-
-
 def drop_after(path: Path, step: int) -> None:
     """Drop what a run that was killed had written after its checkpoint, and a line that the kill cut off.
 
@@ -105,7 +90,7 @@ def drop_after(path: Path, step: int) -> None:
         lines = list(file)
     kept = [line for line in lines if line.endswith("}\n") and _belongs(json.loads(line), step)]
     if len(kept) < len(lines):
-        rewrite(path, "".join(kept))
+        write_text(path, "".join(kept))
 
 
 def _belongs(row: dict[str, object], step: int) -> bool:

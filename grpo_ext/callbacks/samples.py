@@ -75,6 +75,16 @@ class SampleCallback(TrainerCallback):
     def __init__(self, every: int, groups: Groups) -> None:
         self.every = every
         self.groups = groups
+        # Step from which the next row with rewards shows a table: with several updates a generation not all rows have
+        self._due = 1
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._due = self._after(state.global_step) if state.global_step else 1
+
+    def _after(self, step: int) -> int:
+        return step - step % self.every + self.every if self.every > 0 else 0
 
     def on_log(
         self,
@@ -84,9 +94,10 @@ class SampleCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        due = self.every > 0 and (state.global_step % self.every == 0 or state.global_step == 1)
+        due = self.every > 0 and state.global_step >= self._due
         if not due or not state.is_world_process_zero or not logs or "reward" not in logs:
             return
+        self._due = self._after(state.global_step)
         groups = self.groups()
         if groups:
             width = min(shutil.get_terminal_size((100, 24)).columns, 140)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import operator
 import random
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 
 from datasets import Dataset
 
+from grpo_ext.checks import one_of
 from grpo_ext.data.arithmetic_templates import ITEMS, NAMES, TEMPLATES, Numbers, Step, Template
-from grpo_ext.rewards.formats import ANSWER_FORMATS
+from grpo_ext.rewards.formats import ANSWER_FORMATS, AnswerFormat
 
 OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "+": operator.add,
@@ -116,10 +117,20 @@ def arithmetic(
     Raises:
         ValueError: if an argument is not one of the above, or `size` exceeds the number of different problems.
     """
-    _one_of("split", split, SPLITS)
-    _one_of("difficulty", difficulty, DIFFICULTIES)
-    _one_of("answer_format", answer_format, ANSWER_FORMATS)
-    form = ANSWER_FORMATS[answer_format]
+    one_of("split", split, SPLITS)
+    one_of("difficulty", difficulty, DIFFICULTIES)
+    one_of("answer_format", answer_format, ANSWER_FORMATS)
+    sources = _sources(split, size, seed, difficulty)
+    form, rng = ANSWER_FORMATS[answer_format], random.Random(seed)
+    rows: list[dict[str, object]] = []
+    while len(rows) < size:
+        for index in _without_replacement(rng, len(sources)):
+            rows.append(_row(sources[index], form, conversational))
+    return Dataset.from_list(rows[:size])
+
+
+def _sources(split: str, size: int, seed: int, difficulty: str) -> list[_Source]:
+    """One for each template of a difficulty, which together hold at least `size` problems."""
     # Seeds of neighbouring templates and calls are kept apart by a stride larger than the number of templates.
     sources = [
         _Source(template, split, seed * 1000 + index)
@@ -131,29 +142,19 @@ def arithmetic(
         raise ValueError(
             f"size is {size}, but {split} problems of difficulty {difficulty!r} come in sizes from 1 to {most}."
         )
-
-    rng = random.Random(seed)
-    rows: list[dict[str, object]] = []
-    while len(rows) < size:
-        for index in _without_replacement(rng, len(sources)):
-            question, numbers = sources[index].draw()
-            template = sources[index].template
-            answer, working = _solve(template.steps, numbers)
-            text = f"{question} {form.instruction}"
-            rows.append(
-                {
-                    "prompt": [{"role": "user", "content": text}] if conversational else text,
-                    "question": question,
-                    "answer": str(answer),
-                    "solution": f"{working}\n{form.render(str(answer))}",
-                    "difficulty": template.difficulty,
-                    "template": template.kind,
-                    "answer_format": answer_format,
-                }
-            )
-    return Dataset.from_list(rows[:size])
+    return sources
 
 
-def _one_of(field: str, value: str, choices: Collection[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{field} is {value!r}, but must be one of {', '.join(map(repr, choices))}.")
+def _row(source: _Source, form: AnswerFormat, conversational: bool) -> dict[str, object]:
+    question, numbers = source.draw()
+    answer, working = _solve(source.template.steps, numbers)
+    text = f"{question} {form.instruction}"
+    return {
+        "prompt": [{"role": "user", "content": text}] if conversational else text,
+        "question": question,
+        "answer": str(answer),
+        "solution": f"{working}\n{form.render(str(answer))}",
+        "difficulty": source.template.difficulty,
+        "template": source.template.kind,
+        "answer_format": form.name,
+    }

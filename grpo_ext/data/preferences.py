@@ -157,14 +157,7 @@ def load_preferences(
             preference_pairs("train", 384 if train_size is None else train_size, seed),
             preference_pairs("test", test_size, seed),
         )
-    if Path(name).suffix in (".jsonl", ".json"):
-        if not Path(name).is_file():
-            raise FileNotFoundError(f"`preferences` {name!r} does not exist; name a JSON Lines file.")
-        found = {split: read_json_lines(Path(name), ("chosen", "rejected"))}
-    else:
-        found = _from_hub(name)
-    if split not in found:
-        raise ValueError(f"`preferences` {name!r} has no split {split!r}; it has: {', '.join(found)}.")
+    found = _splits(name, split)
     train = as_pairs(found[split], name)
     if test_split in found and test_split != split:
         test = as_pairs(found[test_split], f"{name} {test_split}").shuffle(seed=seed)
@@ -174,6 +167,19 @@ def load_preferences(
     if train_size is not None and train_size < len(train):
         train = train.shuffle(seed=seed).select(range(train_size))
     return Preferences(train, test)
+
+
+def _splits(name: str, split: str) -> dict[str, Any]:
+    """The splits of a file or of a data set on the hub, of which one must be there; a file is that one."""
+    if Path(name).suffix not in (".jsonl", ".json"):
+        found = _from_hub(name)
+    elif Path(name).is_file():
+        found = {split: read_json_lines(Path(name), ("chosen", "rejected"))}
+    else:
+        raise FileNotFoundError(f"`preferences` {name!r} does not exist; name a JSON Lines file.")
+    if split not in found:
+        raise ValueError(f"`preferences` {name!r} has no split {split!r}; it has: {', '.join(found)}.")
+    return found
 
 
 def _from_hub(name: str) -> dict[str, Any]:

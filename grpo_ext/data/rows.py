@@ -39,10 +39,10 @@ def picked(
 
 
 def asked(
-    question: str, row_format: AnswerFormat, system_prompt: str | None, conversational: bool
+    question: str, row_format: AnswerFormat | None, system_prompt: str | None, conversational: bool
 ) -> str | list[dict[str, Any]]:
-    """Put the question and the sentence that asks for the format into a prompt."""
-    text = f"{question}\n\n{row_format.instruction}"
+    """Put the question and the sentence that asks for the format, where there is one, into a prompt."""
+    text = question if row_format is None else f"{question}\n\n{row_format.instruction}"
     if not conversational:
         return (text if system_prompt is None else f"{system_prompt}\n\n{text}") + "\n"
     system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]

@@ -81,7 +81,9 @@ def read_json_lines(path: Path, columns: Sequence[str] = ()) -> datasets.Dataset
     if not rows:
         raise ValueError(f"{path} holds no rows; it needs one JSON object per line.")
     try:
-        return datasets.Dataset.from_list(list(rows.values()))
+        # from_list takes the columns of the first row alone
+        names = dict.fromkeys(name for row in rows.values() for name in row)
+        return datasets.Dataset.from_dict({name: [row.get(name) for row in rows.values()] for name in names})
     except (pyarrow.ArrowException, UnicodeEncodeError, OverflowError) as error:
         raise ValueError(f"{path}{_unfit(rows) or f' mixes types within a column: {error}.'}") from error
 
@@ -94,13 +96,24 @@ def _unfit(rows: Mapping[int, Mapping[str, Any]]) -> str | None:
             reason = _unstorable(column) or _unstorable(value)
             if reason is not None:
                 return f", line {number}: column {column!a} has {reason}, which a table cannot hold."
-            kind = float if type(value) is int else type(value)
-            if value is not None and kinds.setdefault(column, kind) is not kind:
-                return (
-                    f" mixes types within a column: line {number}, column {column!r}, holds a {type(value).__name__}, "
-                    "and lines before hold another; write it in one way."
-                )
+            for place, kind in _kinds(column, value):
+                if kinds.setdefault(place, kind) is not kind:
+                    return (
+                        f" mixes types within a column: line {number}, column {place!r}, holds a {kind.__name__}, and "
+                        f"before stands a {kinds[place].__name__}; write it in one way."
+                    )
     return None
+
+
+def _kinds(place: str, value: Any) -> Iterator[tuple[str, type]]:
+    """Type of a value and of the values in it, by where they stand; whole numbers may stand among others."""
+    if value is None:
+        return
+    yield place, float if type(value) is int else type(value)
+    for name, part in value.items() if isinstance(value, dict) else ():
+        yield from _kinds(f"{place}.{name}", part)
+    for part in value if isinstance(value, list) else ():
+        yield from _kinds(f"{place}[]", part)
 
 
 def _unstorable(value: Any) -> str | None:

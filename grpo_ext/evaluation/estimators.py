@@ -11,8 +11,10 @@ Values = Sequence[float] | np.ndarray
 
 LEVEL = 0.95
 RESAMPLES = 5000
-# Sign patterns of the paired test that are all looked at; beyond, they are drawn
+# Differences whose sign patterns the paired test all looks at; those of more are drawn
 EXACT_FLIPS = 14
+# Which must not decide whether a pattern is as far away as the differences themselves
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,9 @@ def _check(samples: int, correct: int, k: int) -> None:
 def bootstrap_interval(values: Values, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """Mean over problems with the percentile interval of the bootstrap over problems (Efron 1979).
 
-    Problems are drawn with replacement, all samples of a problem together. Where every value is 0, or every one is 1,
-    resampling sees no spread; the open side then ends at the exact binomial bound, 1 - ((1 - level) / 2)^(1/N) away.
+    Problems are drawn with replacement, all samples of a problem together. Where all values are equal, resampling
+    sees no spread. A share p of other problems stays unseen with probability (1 - p)^N, which is (1 - level) / 2 at
+    p = 1 - ((1 - level) / 2)^(1/N), the exact binomial bound; the ends are where that share would have 0, or 1.
 
     Args:
         values: (N,) one value for each problem, from 0 to 1.
@@ -144,12 +147,7 @@ def bootstrap_interval(values: Values, level: float = LEVEL, resamples: int = RE
     found = np.asarray(values, dtype=float)
     if not len(found):
         raise ValueError("there is no problem to take a mean of.")
-    mean, alpha = float(found.mean()), (1 - level) / 2
-    if found.min() == found.max() and found[0] in (0.0, 1.0):
-        reach = 1 - alpha ** (1 / len(found))
-        return Interval(mean, max(mean - reach, 0.0), mean) if mean else Interval(mean, mean, reach)
-    low, high = np.quantile(_resampled(found, resamples, seed), [alpha, 1 - alpha])
-    return Interval(mean, float(low), float(high))
+    return Interval(float(found.mean()), *_ends(found, 0.0, level, resamples, seed))
 
 
 def paired_difference(
@@ -158,8 +156,10 @@ def paired_difference(
     """Mean of first - second on the same problems, its bootstrap interval, and a paired randomisation test.
 
     The test asks how often random signs before the N differences give a mean at least as far from 0 (Fisher's test).
-    All patterns are counted where at most 14 differences are not 0, otherwise they are drawn: p = (1 + hits) / (1 +
-    draws). For values that are 0 or 1 it is McNemar's exact test.
+    Where all that are not 0 are of one size, as with values that are 0 or 1, that is McNemar's exact test: with l of n
+    to the rarer side p = min(1, 2 Σ_{i≤l} C(n, i) / 2^n). Otherwise all patterns of up to 14 differences are counted,
+    and those of more are drawn: p = (1 + hits) / (1 + draws). The interval is that of `bootstrap_interval`, for values
+    from -1 to 1.
 
     Args:
         first: (N,) values of one model.
@@ -179,9 +179,18 @@ def paired_difference(
     if not len(first):
         raise ValueError("there is no problem to take a mean of.")
     gaps = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
+    ends = _ends(gaps, -1.0, level, resamples, seed)
+    return Difference(float(gaps.mean()), *ends, _sign_test(gaps[gaps != 0], resamples, seed))
+
+
+def _ends(values: np.ndarray, least: float, level: float, resamples: int, seed: int) -> tuple[float, float]:
+    """Ends of the interval of a mean of (N,) values from `least` to 1."""
     alpha = (1 - level) / 2
-    low, high = np.quantile(_resampled(gaps, resamples, seed), [alpha, 1 - alpha])
-    return Difference(float(gaps.mean()), float(low), float(high), _sign_test(gaps[gaps != 0], resamples, seed))
+    if values.min() == values.max():
+        unseen, value = 1 - alpha ** (1 / len(values)), float(values[0])
+        return value - unseen * (value - least), value + unseen * (1 - value)
+    low, high = np.quantile(_resampled(values, resamples, seed), [alpha, 1 - alpha])
+    return float(low), float(high)
 
 
 def _resampled(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
@@ -195,8 +204,11 @@ def _resampled(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
 def _sign_test(gaps: np.ndarray, resamples: int, seed: int) -> float:
     if not len(gaps):
         return 1.0
-    # Rounding must not decide whether a pattern is as far away as the differences themselves
-    bar = abs(gaps.sum()) - 1e-9
+    sizes = abs(gaps)
+    if np.ptp(sizes) < ROUNDING:
+        fewer = min((gaps > 0).sum(), (gaps < 0).sum())
+        return min(1.0, 2 * sum(comb(len(gaps), i) for i in range(fewer + 1)) / 2 ** len(gaps))
+    bar = abs(gaps.sum()) - ROUNDING
     if len(gaps) <= EXACT_FLIPS:
         signs = np.array(list(itertools.product((-1, 1), repeat=len(gaps))))
         return float((abs(signs @ gaps) >= bar).mean())

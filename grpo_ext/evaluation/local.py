@@ -64,16 +64,18 @@ class LocalModel:
             values = [asked[row].uniform(self.seed, step) for row in rows.tolist()]
             return torch.tensor(values, dtype=torch.float64, device=rows.device)
 
-        training = self.model.training
-        self.model.eval()
         shared = LocalGroups(uniforms=None if greedy else uniforms)
         options: dict[str, Any] = {"generation_config": self._config(not greedy)}
         if not greedy and not self.shares_prompts:
             # transformers' own loop cannot be given numbers, so the draw becomes the last processor before its argmax
             options = {"generation_config": self._config(False), "logits_processor": self._processors(uniforms)}
-        with shared.within(self.bare) if self.shares_prompts else nullcontext():
-            rows = self.model.generate(**encoded, **options)[:, encoded["input_ids"].size(1) :].tolist()
-        self.model.train(training)
+        training = self.model.training
+        self.model.eval()
+        try:
+            with shared.within(self.bare) if self.shares_prompts else nullcontext():
+                rows = self.model.generate(**encoded, **options)[:, encoded["input_ids"].size(1) :].tolist()
+        finally:
+            self.model.train(training)
         return [self._answer(row) for row in rows]
 
     @property

@@ -50,18 +50,17 @@ def read_answers(
     Args:
         asked: questions.
         answers: theirs.
-        rows: problems with `prompt`, `answer` and `answer_format`.
+        rows: problems with `prompt`, `answer`, `answer_format`, and other columns that the reward reads.
         reward: key of `REWARDS` and `VOTES`.
 
     Returns:
         Verdicts and votes.
     """
     texts = [answer.text for answer in answers]
-    columns = {
-        "prompts": [rows[question.problem]["prompt"] for question in asked],
-        "answer": [rows[question.problem]["answer"] for question in asked],
-        "answer_format": [rows[question.problem]["answer_format"] for question in asked],
-    }
+    # Under these names rewards get the prompts and the completions themselves
+    names = [name for name in rows[0] if name not in ("prompt", "prompts", "completions")]
+    columns = {name: [rows[question.problem][name] for question in asked] for name in names}
+    columns["prompts"] = [rows[question.problem]["prompt"] for question in asked]
     found = Reading()
     scores = REWARDS[reward](texts, **columns)
     for question, text, score, gold, name in zip(

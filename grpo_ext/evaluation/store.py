@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from grpo_ext.evaluation.questions import Answer, Question
+from grpo_ext.evaluation.scores import Reading
+from grpo_ext.files import write_text
 
 logger = logging.getLogger("grpo_ext")
 
@@ -131,3 +133,30 @@ def _record(question: Question, answer: Answer) -> dict[str, Any]:
         "tokens": answer.tokens,
         "ended": answer.ended,
     }
+
+
+def write_scored(
+    path: Path,
+    asked: Sequence[Question],
+    answers: Sequence[Answer],
+    rows: Sequence[Mapping[str, Any]],
+    readings: Mapping[str, Reading],
+) -> None:
+    """Each answer with its problem and its verdicts, for people to look through.
+
+    Args:
+        path: JSON Lines file.
+        asked: questions.
+        answers: theirs.
+        rows: problems.
+        readings: by reader.
+    """
+    lines = []
+    for question, answer in zip(asked, answers, strict=True):
+        place, row = (question.problem, question.sample), rows[question.problem]
+        line: dict[str, Any] = {"problem": question.problem, "sample": question.sample}
+        line |= {reader: reading.right[place] for reader, reading in readings.items()}
+        line |= {"question": row["question"], "answer": row["answer"], "text": answer.text}
+        line |= {"tokens": answer.tokens, "ended": answer.ended}
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    write_text(path, "".join(lines))

@@ -18,7 +18,8 @@ from grpo_ext.models.policy import agree_on_tokens
 from grpo_ext.trust import refuse_pickles
 
 ADAPTER = "adapter_config.json"
-WEIGHTS = ("*.safetensors", "*.bin", "*.json")
+# Files that decide what a model says: weights, configuration, tokenizer, chat template
+FILES = ("*.safetensors", "*.bin", "*.json", "*.model", "*.jinja")
 PIECE = 1 << 20
 
 
@@ -44,12 +45,12 @@ class Subject:
         return re.sub(r"[^\w.-]+", "-", self.name).strip("-.")[-100:] or "model"
 
     def fingerprint(self) -> str:
-        """Digest of the weights' size and of pieces of each file; a hub name stands for itself."""
+        """Digest of size and pieces of each file that decides what the model says; a hub name stands for itself."""
         digest = hashlib.blake2b(digest_size=8)
         for place in filter(None, (self.base, self.adapter)):
             folder = Path(place)
             digest.update(b"" if folder.is_dir() else place.encode())
-            for file in sorted({path for pattern in WEIGHTS for path in folder.glob(pattern) if path.is_file()}):
+            for file in sorted({path for pattern in FILES for path in folder.glob(pattern) if path.is_file()}):
                 _add(digest, file)
         return digest.hexdigest()
 

@@ -10,7 +10,7 @@ from datasets import Dataset
 from grpo_ext.data.arithmetic import arithmetic
 from grpo_ext.data.cmath import cmath
 from grpo_ext.data.gsm8k import gsm8k
-from grpo_ext.data.jsonl import jsonl
+from grpo_ext.data.jsonl import has_tests, jsonl
 from grpo_ext.data.math import math
 
 ENDING = ".jsonl"
@@ -76,6 +76,7 @@ def _own(
 
 NUMBERS = {"strict": "correct_strict", "lenient": "correct"}
 MATHS = {"strict": "correct_math_strict", "lenient": "correct_math"}
+PROGRAMS = {"strict": "code", "lenient": "code"}
 
 TASKS: dict[str, Task] = {
     "gsm8k": Task(gsm8k, "test", "hash", **NUMBERS),
@@ -124,4 +125,5 @@ def task_of_file(field: str, path: str, names: Collection[str]) -> Task:
         )
     if not Path(path).is_file():
         raise FileNotFoundError(f"`{field}` names the file {path!r}, which does not exist.")
-    return Task(partial(_own, path), "file", "boxed", **MATHS)
+    # Programs have no other answer than what their tests say
+    return Task(partial(_own, path), "file", "boxed", **(PROGRAMS if has_tests(path) else MATHS))

@@ -118,7 +118,7 @@ class Engines:
     ) -> None:
         if importlib.util.find_spec("vllm") is None:
             raise ValueError(
-                "`engine` 'vllm' needs vLLM in this environment: `pip install 'grpo_ext[vllm]'`, or name servers "
+                "`engine` 'vllm' needs vLLM in this environment: `pip install 'grpo-ext[vllm]'`, or name servers "
                 "elsewhere with --vllm_server_urls."
             )
         self.dtype, self.memory, self.window, self.trust = dtype, memory, window, trust_remote_code

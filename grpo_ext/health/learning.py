@@ -12,6 +12,8 @@ from grpo_ext.health.history import History, number
 class DeadGroups:
     """Groups whose rewards are all equal: every advantage is 0 and they teach nothing (DAPO 2503.14476 sec. 3.2).
 
+    Read from the advantages that are trained with; where only TRL's own metric is logged, from the outcome rewards.
+
     Attributes:
         share: of the groups, mean over the window. Ours: healthy runs of the quickstart stay below 0.75.
         window: logged rows.
@@ -22,16 +24,18 @@ class DeadGroups:
 
     def __call__(self, history: History) -> Evidence | None:
         """The share of dead groups, when it is at least `share`."""
-        values = history.last("frac_reward_zero_std", self.window)
+        values = history.last("dead_groups", self.window) or history.last("frac_reward_zero_std", self.window)
         if not values or fmean(values) < self.share:
             return None
         rewards = history.last("reward", self.window)
         level = f" (mean reward {fmean(rewards):.3g})" if rewards else ""
+        # One who resamples needs not be told to
+        way_out = "" if history.last("resampling/rounds", 1) else ", or set `resampling`"
         return Evidence(
             fmean(values),
-            f"{fmean(values):.0%} of the groups in the last {self.window} logged steps have equal rewards{level} and "
-            "teach nothing; take prompts that the policy solves sometimes, raise `temperature` or "
-            "`num_generations`, or set `resampling`.",
+            f"{fmean(values):.0%} of the groups in the last {self.window} logged steps have no advantage but 0{level} "
+            "and teach nothing; take prompts that the policy solves sometimes, raise `temperature` or "
+            f"`num_generations`{way_out}.",
             critical=min(values) >= 1.0,
         )
 

@@ -5,10 +5,12 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from grpo_ext.data.sets import SETS, title_of
+from grpo_ext.evaluation.changes import changes
 from grpo_ext.hub.formula import PAPERS, default_of, formula
 from grpo_ext.hub.private import Private, public_command
-from grpo_ext.hub.run import Run
-from grpo_ext.hub.scores import DATA, comparisons, eval_results, table, title_of
+from grpo_ext.hub.run import SharedRun
+from grpo_ext.hub.scores import eval_results, table
 from grpo_ext.hub.usage import served, usage
 from grpo_ext.presets import PRESETS
 
@@ -18,7 +20,7 @@ TAGS = ("grpo", "trl", "grpo_ext")
 ARXIV = "https://arxiv.org/abs/"
 
 
-def metadata(run: Run, repo_id: str) -> ModelCardData:
+def metadata(run: SharedRun, repo_id: str) -> ModelCardData:
     """The card's metadata in the hub's terms.
 
     Args:
@@ -28,7 +30,7 @@ def metadata(run: Run, repo_id: str) -> ModelCardData:
     Returns:
         What stands in the YAML block.
     """
-    trained = [DATA[part].trained for part in str(run.summary.get("dataset")).split("+") if part in DATA]
+    trained = [SETS[part].trained for part in str(run.summary["dataset"]).split("+") if part in SETS]
     adapter = run.kind == "adapter"
     relation: dict[str, Any] = {"base_model_relation": "adapter" if adapter else "finetune"} if run.base else {}
     results = eval_results(run.summary) or None
@@ -48,7 +50,7 @@ def metadata(run: Run, repo_id: str) -> ModelCardData:
     )
 
 
-def model_card(run: Run, private: Private, repo_id: str, picture: bool) -> ModelCard:
+def model_card(run: SharedRun, private: Private, repo_id: str, picture: bool) -> ModelCard:
     """The card of a run.
 
     Args:
@@ -74,7 +76,7 @@ def model_card(run: Run, private: Private, repo_id: str, picture: bool) -> Model
     return ModelCard(f"---\n{metadata(run, repo_id).to_yaml()}\n---\n\n{body}\n")
 
 
-def _linked(run: Run) -> str:
+def _linked(run: SharedRun) -> str:
     return (
         f"[{run.base}](https://huggingface.co/{run.base})"
         if run.base
@@ -82,12 +84,12 @@ def _linked(run: Run) -> str:
     )
 
 
-def _summary(run: Run) -> str:
+def _summary(run: SharedRun) -> str:
     made = "A LoRA adapter of" if run.kind == "adapter" else "A model trained from"
     preset = run.recipe.get("preset")
     paper = PAPERS.get(preset) if preset else None
     method = f"{paper[0]} ([{paper[1]}]({ARXIV}{paper[1]}))" if paper else "group relative policy optimisation"
-    first = next((row for row in comparisons(run.summary) if row.after is not None and row.before is not None), None)
+    first = next((row for row in changes(run.summary) if row.after is not None and row.before is not None), None)
     gain = ""
     if first is not None and first.after is not None and first.before is not None:
         gain = (
@@ -101,7 +103,7 @@ def _summary(run: Run) -> str:
     )
 
 
-def _evaluation(run: Run) -> str:
+def _evaluation(run: SharedRun) -> str:
     rows = table(run.summary)
     if not rows:
         return ""
@@ -114,7 +116,7 @@ def _evaluation(run: Run) -> str:
     )
 
 
-def _usage(run: Run, repo_id: str) -> str:
+def _usage(run: SharedRun, repo_id: str) -> str:
     blocks = "\n\n".join(f"With {title}:\n\n```python\n{code}```" for title, code in usage(run, repo_id).items())
     own = (
         ""
@@ -124,7 +126,7 @@ def _usage(run: Run, repo_id: str) -> str:
     return f"## Use\n\n{blocks}\n\nServed by vLLM:\n\n```bash\n{served(run, repo_id)}\n```{own}"
 
 
-def _training(run: Run, private: Private, picture: bool) -> str:
+def _training(run: SharedRun, private: Private, picture: bool) -> str:
     command = public_command(str(run.summary.get("command", "")), run.title, private)
     curve = f"![Reward and completion length against the step]({PICTURE})\n\n" if picture else ""
     rewards = ", ".join(f"`{name}`" for name in run.recipe.get("reward_funcs") or ())
@@ -140,7 +142,7 @@ def _training(run: Run, private: Private, picture: bool) -> str:
     return f"## Training\n\n{curve}```bash\n{command}\n```\n\n{lines}"
 
 
-def _objective(run: Run) -> str:
+def _objective(run: SharedRun) -> str:
     preset = run.recipe.get("preset")
     row = PRESETS.get(preset or "", {})
     paper = PAPERS.get(preset) if preset else None
@@ -160,13 +162,13 @@ def _plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _versions(run: Run) -> str:
+def _versions(run: SharedRun) -> str:
     versions = {**(run.summary.get("versions") or {}), "Python": run.summary.get("python")}
     rows = "\n".join(f"| {name} | {version} |" for name, version in versions.items() if version)
     return f"## Versions\n\n| package | version |\n|---|---|\n{rows}" if rows else ""
 
 
-def _license(run: Run) -> str:
+def _license(run: SharedRun) -> str:
     name = run.license.get("license_name") or run.license.get("license")
     if name is None:
         return (
@@ -177,7 +179,7 @@ def _license(run: Run) -> str:
     return f"## Licence\n\n{f'[{name}]({link})' if link else name}, the licence of the base, {_linked(run)}."
 
 
-def write_card(run: Run, private: Private, repo_id: str, folder: Path) -> Path:
+def write_card(run: SharedRun, private: Private, repo_id: str, folder: Path) -> Path:
     """Write the card as `README.md`.
 
     Args:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from grpo_ext.hub.card import CARD, PICTURE, write_card
 from grpo_ext.hub.private import Private, is_local_path, leaks, private_words, public_json, without_names
-from grpo_ext.hub.run import Run
+from grpo_ext.hub.run import SharedRun
 from grpo_ext.report import learning_curve, write_json
 
 FOLDER = "to_push"
@@ -54,7 +54,7 @@ PROSE = frozenset({CARD}) | CONFIGS
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
-def prepare(run: Run, repo_id: str, token: str | None = None) -> Path:
+def prepare(run: SharedRun, repo_id: str, token: str | None = None) -> Path:
     """Make `to_push/` in the run's folder: weights, tokenizer, card and learning curve, and `push.json` beside them.
 
     Args:
@@ -95,7 +95,7 @@ def prepare(run: Run, repo_id: str, token: str | None = None) -> Path:
     return folder
 
 
-def _copy(run: Run, folder: Path, private: Private) -> list[str]:
+def _copy(run: SharedRun, folder: Path, private: Private) -> list[str]:
     """Copy what may go into the folder, configs cleaned, and name the rest."""
     allowed = VOCABULARY | CONFIGS - (ONLY_OF_MODELS if run.kind == "adapter" else frozenset())
     left_out, weights = [], 0
@@ -158,7 +158,7 @@ def kept(folder: Path) -> dict[str, Any] | None:
     return state if same_run and all((folder / name).is_file() for name in state["files"]) else None
 
 
-def rename(folder: Path, state: Mapping[str, Any], run: Run, repo_id: str) -> dict[str, Any]:
+def rename(folder: Path, state: Mapping[str, Any], run: SharedRun, repo_id: str) -> dict[str, Any]:
     """Give the card the repository's full name, where it was written for another one.
 
     A card that its owner has rewritten keeps its words, and only the name is exchanged.
@@ -190,7 +190,7 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _public(run: Run, token: str | None) -> tuple[Run, Private]:
+def _public(run: SharedRun, token: str | None) -> tuple[SharedRun, Private]:
     """The run with a base and a data set that name nobody and no place, and what is private here."""
     private = private_words(run.folder, token)
     data = str(run.summary.get("dataset"))

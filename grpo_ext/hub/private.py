@@ -125,16 +125,13 @@ def without_token(words: Sequence[str], environment: Mapping[str, str] = os.envi
 
 
 def _dropped(words: Sequence[str], flags: tuple[str, ...]) -> list[str]:
-    """The words without these flags (or beginnings of flags) and their values.
-
-    The parser also takes a flag with hyphens. It takes no beginning of a name, but earlier versions did.
-    """
+    """The words without flags that begin so, written with hyphens or not, and their values."""
     kept: list[str] = []
     dropping = False
     for word in words:
         if word.startswith("--"):
             name = word[2:].partition("=")[0].replace("-", "_")
-            dropping = bool(name) and (name.startswith(flags) or any(flag.startswith(name) for flag in flags))
+            dropping = name.startswith(flags)
             # The value stands in the same word
             if dropping and "=" in word:
                 dropping = False
@@ -155,13 +152,9 @@ def public_command(command: str, title: str, private: Private) -> str:
     Returns:
         The command line.
     """
-    try:
-        words = shlex.split(command)
-    except ValueError:  # an unmatched quotation mark of an older note
-        words = command.split()
     cleaned: list[str] = []
     before = ""
-    for word in _dropped(words, UPLOAD_FLAGS):
+    for word in _dropped(shlex.split(command), UPLOAD_FLAGS):
         flag, sign, value = word.partition("=") if word.startswith("--") else ("", "", word)
         if value and is_local_path(value, private):
             value = title if (flag or before) == "--model_name_or_path" else PurePath(value).name

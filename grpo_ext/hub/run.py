@@ -17,11 +17,13 @@ from grpo_ext.models import smollm2
 LICENSE_KEYS = ("license", "license_name", "license_link")
 # Formats that a recipe saves in, each in a folder of its name, the smallest first -> what is uploaded. GGUF is not.
 FORMATS = {"adapter": "adapter", "model": "model", "merged_16bit": "model"}
+# What architectures that generate text end with
+GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 CACHED = re.compile(r"models--(?P<owner>.+?)--(?P<name>[^/\\]+)")
 
 
 @dataclass(frozen=True)
-class Run:
+class SharedRun:
     """What a run folder holds that is worth sharing.
 
     Attributes:
@@ -63,7 +65,7 @@ class Run:
         return int(json.loads((self.weights / "adapter_config.json").read_text(encoding="utf-8"))["r"])
 
 
-def read_run(folder: str | Path, base_model: str | None = None) -> Run:
+def read_run(folder: str | Path, base_model: str | None = None) -> SharedRun:
     """Read the folder of a finished run.
 
     Args:
@@ -75,7 +77,7 @@ def read_run(folder: str | Path, base_model: str | None = None) -> Run:
 
     Raises:
         OSError: there is no such folder, or no finished run in it.
-        ValueError: `base_model` is no name on the hub.
+        ValueError: `base_model` is no name on the hub, or it is not a policy that was trained.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -84,13 +86,21 @@ def read_run(folder: str | Path, base_model: str | None = None) -> Run:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise OSError(f"{str(folder)!r} has no readable summary.json, which a recipe writes at its end.") from error
+    if not summary.get("dataset"):
+        raise ValueError(
+            f"{str(folder)!r} is not the run of a policy, its summary.json names no `dataset`, and a card would say "
+            "what is not so; upload such a model with `hf upload`."
+        )
     weights = _weights(folder, summary)
+    _refuse_others(weights)
     typed = str(summary.get("model") or "")
     if base_model is not None:
         check_repo_id(base_model, "base_model")
     local = _base_of(weights) or typed
     base = base_model or hub_name(local)
-    return Run(folder, weights, summary, base, base or Path(local).name or "a local model", _license(base, local))
+    return SharedRun(
+        folder, weights, summary, base, base or Path(local).name or "a local model", _license(base, local)
+    )
 
 
 def check_repo_id(name: str, field: str) -> None:
@@ -145,6 +155,18 @@ def _weights(folder: Path, summary: dict[str, Any]) -> Path:
             "what a run leaves there."
         )
     return found
+
+
+def _refuse_others(weights: Path) -> None:
+    """See that a whole model generates text, as its card says."""
+    path = weights / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for name in config.get("architectures") or ():
+        if not name.endswith(GENERATES):
+            raise ValueError(
+                f"{str(weights)!r} holds a {name}, which generates no text, and the card of a policy would not be "
+                "true of it; upload such a model with `hf upload`."
+            )
 
 
 def _base_of(weights: Path) -> str | None:

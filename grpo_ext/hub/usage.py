@@ -3,7 +3,7 @@
 from typing import Any
 
 from grpo_ext.data.rows import asked
-from grpo_ext.hub.run import Run
+from grpo_ext.hub.run import SharedRun
 from grpo_ext.rewards.formats import ANSWER_FORMATS
 from grpo_ext.rollouts.vllm.adapters import engine_rank
 
@@ -57,7 +57,7 @@ print(outputs[0].outputs[0].text)
 """
 
 
-def messages_asked(run: Run) -> list[dict[str, Any]]:
+def messages_asked(run: SharedRun) -> list[dict[str, Any]]:
     """An example question, in the words that the run's prompts had; without a format where they asked for none."""
     row = ANSWER_FORMATS.get(str(run.recipe.get("answer_format")))
     if row is None:
@@ -67,7 +67,7 @@ def messages_asked(run: Run) -> list[dict[str, Any]]:
     return prompt
 
 
-def usage(run: Run, repo_id: str) -> dict[str, str]:
+def usage(run: SharedRun, repo_id: str) -> dict[str, str]:
     """Python that loads the weights and answers a question, by the library that does it.
 
     Args:
@@ -98,7 +98,7 @@ def usage(run: Run, repo_id: str) -> dict[str, str]:
     }
 
 
-def served(run: Run, repo_id: str) -> str:
+def served(run: SharedRun, repo_id: str) -> str:
     """The shell command that serves the weights over vLLM's OpenAI-compatible interface."""
     if run.kind == "model" or run.rank is None:
         return f"vllm serve {repo_id}"

@@ -4,8 +4,26 @@ import re
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 
 REFERENCE = "ref"
+
+
+def _names(adapter: str) -> re.Pattern[str]:
+    # Of an embedding the name ends with the adapter's, for its factors are parameters of a dictionary
+    return re.compile(rf"\.{re.escape(adapter)}(?=\.|$)")
+
+
+def reference_weights(model: PeftModel) -> dict[str, Tensor]:
+    """Weights of the adapter "ref" by name; none where there is no such adapter.
+
+    Args:
+        model: policy with an adapter, not wrapped.
+
+    Returns:
+        From name to parameter.
+    """
+    return {name: weight for name, weight in model.named_parameters() if _names(REFERENCE).search(name)}
 
 
 @torch.no_grad()
@@ -21,8 +39,7 @@ def renew_reference(model: PeftModel, adapter: str = "default") -> None:
     """
     if REFERENCE not in model.peft_config:
         model.add_adapter(REFERENCE, model.peft_config[adapter])
-    # Of an embedding the name ends with the adapter's, for its factors are parameters of a dictionary
-    own = re.compile(rf"\.{re.escape(adapter)}(?=\.|$)")
+    own = _names(adapter)
     weights = dict(model.named_parameters())
     for name, weight in weights.items():
         if own.search(name):

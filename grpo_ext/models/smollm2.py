@@ -91,7 +91,7 @@ def _model(source: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     fields.pop("unk_token_id", None)
     model = AutoModelForCausalLM.from_config(type(read.config)(**fields), dtype=torch.bfloat16)
     model.load_state_dict(read.state_dict())
-    model.config._name_or_path = NAME
+    model.config.name_or_path = NAME
     return model
 
 

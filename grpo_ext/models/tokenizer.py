@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from grpo_ext.faults import first_line
 from grpo_ext.trust import opened
 
 logger = logging.getLogger(__name__)
@@ -29,6 +33,12 @@ def choose_pad_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
     not occur in the chat template; the unknown token. The end token is never returned: code that rebuilds the
     completion mask from pad ids (Unsloth's trainer does) would mask the end token away, and the policy would not
     learn to stop. For SmolLM2, whose own choice is the end token, the result is `<empty_output>`.
+
+    Args:
+        tokenizer: as it was loaded.
+
+    Returns:
+        A token of its vocabulary, or None.
     """
     eos = tokenizer.eos_token
     if tokenizer.pad_token is not None and tokenizer.pad_token != eos:
@@ -48,7 +58,18 @@ def choose_pad_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> PreTrainedTokenizerBase:
-    """Set left padding, the pad token of `choose_pad_token` and, where given, the chat template, in place."""
+    """Set left padding, the pad token of `choose_pad_token` and, where given, the chat template, in place.
+
+    Args:
+        tokenizer: as it was loaded.
+        chat_template: in place of its own; None keeps that.
+
+    Returns:
+        The same tokenizer.
+
+    Raises:
+        ValueError: it has no token to pad with.
+    """
     tokenizer.padding_side = "left"
     pad = choose_pad_token(tokenizer)
     if pad is not None:
@@ -69,6 +90,21 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | N
             "pass chat_template=PLAIN_CHAT_TEMPLATE or one of your own"
         )
     return tokenizer
+
+
+def settle_template(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any] | None) -> None:
+    """Write values of the chat template's variables into it, in place, for whoever renders a prompt and passes none.
+
+    Training passes `chat_template_kwargs` on; warm-up, measurements and the saved tokenizer have the template alone.
+
+    Args:
+        tokenizer: of the policy.
+        values: variable to a string, number or truth value; None or empty changes nothing.
+    """
+    if values and tokenizer.chat_template is not None:
+        # JSON's words for these are Jinja's
+        settled = "".join(f"{{% set {name} = {json.dumps(value)} %}}" for name, value in values.items())
+        tokenizer.chat_template = settled + str(tokenizer.chat_template)
 
 
 def load_tokenizer(
@@ -96,9 +132,5 @@ def load_tokenizer(
     try:
         tokenizer = opened(AutoTokenizer, model, "model", revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise OSError(f"no tokenizer could be loaded from {model!r}: {_first_sentence(error)}") from error
+        raise OSError(f"no tokenizer could be loaded from {model!r}: {first_line(error)}") from error
     return prepare_tokenizer(tokenizer, chat_template)
-
-
-def _first_sentence(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -131,7 +131,14 @@ def _place(device: str | torch.device | None) -> str:
 
 
 def check_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a pad token that ends completions."""
+    """Refuse a pad token that ends completions.
+
+    Args:
+        tokenizer: of the policy.
+
+    Raises:
+        ValueError: its pad token is its end token.
+    """
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise ValueError(
             f"the tokenizer pads with its end token {tokenizer.eos_token!r}, and Unsloth's loss rebuilds the "
@@ -148,7 +155,20 @@ def check_engine(
     revision: str | None,
     trust_remote_code: bool,
 ) -> None:
-    """Refuse what vLLM inside Unsloth cannot do."""
+    """Refuse what vLLM inside Unsloth cannot do.
+
+    Args:
+        asked: `fast_inference`, whether there is to be such an engine.
+        utilization: share of the GPU's memory that it may take; None leaves it to us.
+        max_rank: largest rank of an adapter that it takes; None leaves it to us.
+        lora_r: rank of the policy's adapter.
+        on_cpu: whether this process has Unsloth's CPU back end.
+        revision: branch, tag or commit of the model.
+        trust_remote_code: whether code that comes with the model may run.
+
+    Raises:
+        ValueError: something is asked for that the engine cannot do, or of an engine that is not asked for.
+    """
     if not asked:
         engine: dict[str, Any] = {"gpu_memory_utilization": utilization, "max_lora_rank": max_rank}
         for name, value in engine.items():
@@ -198,7 +218,17 @@ def _length(config: Any, asked: int | None) -> int:
 
 
 def check_loaded(network: Any, number: torch.dtype, load_in_4bit: bool, fast_inference: bool) -> None:
-    """Compare the model with what was asked for."""
+    """Compare the model with what was asked for.
+
+    Args:
+        network: what Unsloth has loaded.
+        number: type of the weights that was asked for.
+        load_in_4bit: whether 4-bit weights were.
+        fast_inference: whether a vLLM engine was.
+
+    Raises:
+        ValueError: it is another one.
+    """
     found = network.get_input_embeddings().weight.dtype
     if found != number:
         raise ValueError(

@@ -10,6 +10,8 @@ from grpo_ext.rollouts.vllm.adapters import ENGINE_RANKS
 
 # A policy that solves so many problems is where groups without any spread are common.
 SOLVE_RATE = 0.1
+# Below half the distance of neighbouring bfloat16 weights near 0.01, and of float16 weights near 0.1
+SMALL_STEPS = 1e-5
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,18 @@ def saving(case: Case) -> Iterator[str]:
         )
 
 
+def rounding(case: Case) -> Iterator[str]:
+    """Updates that are smaller than the distance of two weights."""
+    values = case.values
+    low = values["dtype"] in ("bfloat16", "float16") and not values["lora_r"]
+    if low and values["learning_rate"] < SMALL_STEPS:
+        yield (
+            f"`lora_r` 0 trains {values['dtype']} weights, to which most updates of `learning_rate` "
+            f"{values['learning_rate']:g} are rounded away; set dtype=float32, with which passes run in 16 bits "
+            "all the same, or train an adapter."
+        )
+
+
 def scoring(case: Case) -> Iterator[str]:
     """A path that has to be asked for."""
     if case.device == "cuda" and case.values["scoring"] == "auto" and case.values["backend"] != "unsloth":
@@ -219,6 +233,7 @@ ADVICE: dict[Callable[[Case], Iterator[str]], bool] = {
     sampler: False,
     spread: False,
     padding: False,
+    rounding: False,
     scoring: False,
 }
 

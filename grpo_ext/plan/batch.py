@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_ext.checks import at_least
+from grpo_ext.recipes.problems import DATASETS
 
 # Fields that are 1 or more where they are set
 COUNTS = (
@@ -18,8 +19,6 @@ COUNTS = (
     "generation_batch_size",
     "max_completion_length",
 )
-# Prompts of a recipe's dataset when `train_size` is unset.
-PROBLEMS = {"gsm8k": 7473, "arithmetic": 2048, "math": 12000, "gsm8k+math": 19473}
 
 
 @dataclass(frozen=True)
@@ -145,8 +144,8 @@ def batch_of(values: Mapping[str, Any], processes: int = 1) -> Batch:
 
 def problems_in(dataset: str) -> int:
     """Problems of a data set's training split, or lines of a file of the user's."""
-    if dataset in PROBLEMS:
-        return PROBLEMS[dataset]
+    if dataset in DATASETS and (size := DATASETS[dataset].train_size) is not None:
+        return size
     with Path(dataset).open("rb") as lines:
         return sum(1 for line in lines if line.strip())
 

@@ -11,18 +11,20 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from grpo_ext.checks import at_least, check_output_dir, one_of
 from grpo_ext.cli import parse
+from grpo_ext.files import write_text
 from grpo_ext.flags import flag
 from grpo_ext.hub import without_token
-from grpo_ext.launch import prepare, run
+from grpo_ext.launch import run
 from grpo_ext.presets import PRESETS
 from grpo_ext.recipes.gsm8k import QUICKSTART
+from grpo_ext.recipes.named_files import named_files
 from grpo_ext.report import write_json
 from grpo_ext.report.comparison import Comparison, Outcome, curves, read_outcome, table
 
@@ -46,18 +48,20 @@ OWN = {
     "max_generated_tokens": "generated_tokens",
     "resume_from_checkpoint": "output_dir",
 }
+WITHOUT_REPLACEMENT: dict[str, Any] = {
+    "group_generation": "stochastic_beam",
+    "scale_rewards": "none",
+    "surrogate": "reinforce",
+    "beta": 0.0,
+}
 # What stands beside the presets: fields of the config, over the preset that the row names
 VARIANTS: dict[str, dict[str, Any]] = {
     **{name: {"preset": name} for name in PRESETS},
     "deepseekmath_rounds": {"preset": "deepseekmath", "num_rounds": 125, "steps_per_round": 8},
     "ranks": {"advantage_baseline": "rank", "scale_rewards": "none", "loss_type": "grpo", "beta": 0.0},
-    "stochastic_beam": {
-        "group_generation": "stochastic_beam",
-        "scale_rewards": "none",
-        "surrogate": "reinforce",
-        "aggregation": "group_sum",
-        "beta": 0.0,
-    },
+    # A sum over tokens, as the unbiased estimate has it, and a mean
+    "stochastic_beam": {**WITHOUT_REPLACEMENT, "aggregation": "seq_mean_token_sum_norm"},
+    "stochastic_beam_mean": {**WITHOUT_REPLACEMENT, "aggregation": "group_sum"},
 }
 
 
@@ -101,8 +105,8 @@ def words(args: argparse.Namespace, variant: str, seed: int, more: Sequence[str]
         "max_generated_tokens": args.generated_tokens,
         "output_dir": folder(args, variant, seed),
     }
-    flags = [[f"--{key}", *map(str, value if isinstance(value, list) else [value])] for key, value in options.items()]
-    return [*(word for flag in flags for word in flag), *more]
+    given = [[f"--{key}", *map(str, value if isinstance(value, list) else [value])] for key, value in options.items()]
+    return [*(word for part in given for word in part), *more]
 
 
 def folder(args: argparse.Namespace, variant: str, seed: int) -> Path:
@@ -128,7 +132,7 @@ def one_run(args: argparse.Namespace, variant: str, seed: int, more: Sequence[st
     place = folder(args, variant, seed)
     command = words(args, variant, seed, more)
     shown = shlex.join(["python", "-m", "grpo_ext.recipes.gsm8k", *without_token(command)])
-    if not is_finished(place, shown):
+    if not is_finished(place, shown, named_files(command)):
         place.mkdir(parents=True, exist_ok=True)
         log = place / "log.txt"
         with log.open("w", encoding="utf-8") as file:
@@ -142,13 +146,20 @@ def one_run(args: argparse.Namespace, variant: str, seed: int, more: Sequence[st
     return outcome
 
 
-def is_finished(place: Path, command: str) -> bool:
-    """Whether a folder holds the whole of the run of this command."""
+def is_finished(place: Path, command: str, files: Mapping[str, str]) -> bool:
+    """Whether a folder holds the whole of the run of this command.
+
+    Args:
+        place: the run's folder.
+        command: as the run notes it.
+        files: digests of the files that it names, as `named_files` gives them.
+    """
     path = place / "summary.json"
     if not path.is_file():
         return False
     summary = json.loads(path.read_text(encoding="utf-8"))
-    return summary.get("after") is not None and summary.get("command") == command
+    same = summary.get("command") == command and summary.get("files", {}) == files
+    return same and summary.get("after") is not None
 
 
 def check(args: argparse.Namespace, more: Sequence[str]) -> None:
@@ -189,7 +200,6 @@ def main(argv: Sequence[str]) -> int:
         Exit code.
     """
     args, more = parser().parse_known_args(argv)
-    prepare(more)
     check(args, more)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     pairs = [(variant, seed) for variant in args.variants for seed in args.seeds]
@@ -199,7 +209,7 @@ def main(argv: Sequence[str]) -> int:
     found = Comparison(command, args.generated_tokens, outcomes)
     place = Path(args.output_dir)
     write_json(place / "comparison.json", found.as_json())
-    (place / "comparison.md").write_text(table(found), encoding="utf-8")
+    write_text(place / "comparison.md", table(found))
     curves(found, place / "comparison.png")
     print(table(found))
     print(f"comparison.json, comparison.md and comparison.png in {place}", flush=True)

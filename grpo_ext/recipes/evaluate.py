@@ -6,7 +6,6 @@ several GPUs (start one command for each model, or vLLM servers), and few-shot p
 """
 
 import argparse
-import json
 import shlex
 import sys
 import time
@@ -21,9 +20,9 @@ from grpo_ext.checks import at_least, check_output_dir
 from grpo_ext.evaluation.answering import answer_all
 from grpo_ext.evaluation.estimators import LEVEL, RESAMPLES
 from grpo_ext.evaluation.generators import ENGINES, Generation, Generators
-from grpo_ext.evaluation.questions import Answer, Question, questions
-from grpo_ext.evaluation.scores import Comparison, Reading, Result, compare, default_ks, read_answers, summarise
-from grpo_ext.evaluation.store import SampleStore
+from grpo_ext.evaluation.questions import questions
+from grpo_ext.evaluation.scores import Comparison, Result, compare, default_ks, read_answers, summarise
+from grpo_ext.evaluation.store import SampleStore, write_scored
 from grpo_ext.evaluation.subjects import Subject, distinct, subject_named
 from grpo_ext.evaluation.tables import as_json, comparison_as_json, differences_table, notes, results_table, verdicts
 from grpo_ext.evaluation.tasks import ENDING, TASKS, Task, task_named
@@ -36,6 +35,12 @@ from grpo_ext.rollouts.vllm.requests import Sampling
 from grpo_ext.trust import without_password
 
 WIDTH = 110
+# Options that not every engine reads -> those that do
+READ_BY = {
+    "vllm_gpu_memory_utilization": ("vllm",),
+    "vllm_max_model_length": ("vllm",),
+    "dtype": ("transformers", "vllm"),
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -112,11 +117,32 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
         args.engine = "server"
     if (args.engine == "server") != bool(args.vllm_server_urls):
         raise ValueError("`engine` 'server' and `vllm_server_urls` belong together; name the servers' addresses.")
+    for name, engines in READ_BY.items():
+        if args.engine not in engines and getattr(args, name) != parser().get_default(name):
+            wanted = " or ".join(map(repr, engines))
+            raise ValueError(f"`{name}` does nothing with `engine` {args.engine!r}; it is for {wanted}, leave it out.")
     for url in args.vllm_server_urls or ():
         without_password(url, "vllm_server_urls")
     args.batch_size = args.batch_size or ENGINES[args.engine]
     args.output_dir = args.output_dir or str(Path("runs", "evaluate", Path(args.task).stem))
     return args
+
+
+def subjects_of(args: argparse.Namespace) -> list[Subject]:
+    """The models that the command line names.
+
+    Args:
+        args: the command line.
+
+    Raises:
+        OSError: one is not found, or its base is not.
+        ValueError: two would share a folder, or there is a base but no adapter.
+    """
+    subjects = [subject_named(name, args.base_model) for name in args.models]
+    distinct(subjects)
+    if args.base_model and not any(subject.adapter for subject in subjects):
+        raise ValueError("`base_model` is the base of adapters, and none of the models is one; leave it out.")
+    return subjects
 
 
 def problems_of(args: argparse.Namespace, task: Task) -> list[dict[str, Any]]:
@@ -161,32 +187,6 @@ def generation(args: argparse.Namespace) -> Generation:
         args.vllm_max_model_length,
         args.trust_remote_code,
     )
-
-
-def write_scored(
-    path: Path,
-    asked: Sequence[Question],
-    answers: Sequence[Answer],
-    rows: Sequence[dict[str, Any]],
-    readings: dict[str, Reading],
-) -> None:
-    """Each answer with its problem and its verdicts, for people to look through.
-
-    Args:
-        path: JSON Lines file.
-        asked: questions.
-        answers: theirs.
-        rows: problems.
-        readings: by reader.
-    """
-    with path.open("w", encoding="utf-8") as file:
-        for question, answer in zip(asked, answers, strict=True):
-            place, row = (question.problem, question.sample), rows[question.problem]
-            line: dict[str, Any] = {"problem": question.problem, "sample": question.sample}
-            line |= {reader: reading.right[place] for reader, reading in readings.items()}
-            line |= {"question": row["question"], "answer": row["answer"], "text": answer.text}
-            line |= {"tokens": answer.tokens, "ended": answer.ended}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def measure(
@@ -242,8 +242,7 @@ def main(argv: Sequence[str]) -> int:
     folder, task = Path(args.output_dir), task_named(args.task)
     check_output_dir(folder)
     rows = problems_of(args, task)
-    subjects = [subject_named(name, args.base_model) for name in args.models]
-    distinct(subjects)
+    subjects = subjects_of(args)
     generators = Generators(generation(args), subjects)
     try:
         results = [measure(args, subject, task, rows, generators) for subject in subjects]

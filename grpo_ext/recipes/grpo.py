@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset
 from transformers import set_seed
@@ -36,8 +36,10 @@ from grpo_ext.flags import names_a_run
 from grpo_ext.hub import push_run, take_over, without_token
 from grpo_ext.models import load_policy, resolve_model, save_policy
 from grpo_ext.models.saving import check_formats
+from grpo_ext.models.tokenizer import settle_template
 from grpo_ext.recipes.arguments import DEFAULTS, PolicyArguments, RecipeArguments
 from grpo_ext.recipes.iterative import ReplayedReward
+from grpo_ext.recipes.named_files import named_files
 from grpo_ext.recipes.problems import load_problems, problems_named
 from grpo_ext.recipes.warm_up import warm_up
 from grpo_ext.report import changed_fields, hardware, learning_curve, versions, write_json
@@ -64,6 +66,7 @@ def open_policy(args: PolicyArguments, config: GRPOExtConfig, model: str | None 
         trust_remote_code=config.trust_remote_code,
     )
     check_formats(policy, args.save_format or ())
+    settle_template(tokenizer, config.chat_template_kwargs)
     return policy, tokenizer
 
 
@@ -74,6 +77,11 @@ def make_policy(args: RecipeArguments, config: GRPOExtConfig) -> tuple[Any, Any]
         print(f"Supervised warm-up: {args.sft_steps} steps of {args.sft_batch_size} worked answers", flush=True)
         rows = args.sft_steps * args.sft_batch_size
         worked = load_problems(args, "train", rows, seed=1000 + config.seed, dataset=args.sft_dataset)
+        if not all(worked["solution"]):
+            raise ValueError(
+                f"`sft_steps` learns worked answers, and `dataset` {args.sft_dataset or args.dataset!r} has rows with "
+                "neither `solution` nor answer; leave sft_steps out, or name another `sft_dataset`."
+            )
         warm_up(policy, tokenizer, worked, args.sft_steps, args.sft_batch_size, args.sft_learning_rate)
     return policy, tokenizer
 
@@ -165,15 +173,32 @@ def conditions(argv: Sequence[str], recipe: str, args: RecipeArguments, config: 
     }
 
 
-def results(
-    trainer: GRPOExtTrainer,
-    policy: Any,
-    tokenizer: Any,
-    args: RecipeArguments,
-    tests: dict[str, Dataset],
-    before: dict[str, dict[str, float]],
-) -> dict[str, Any]:
+class Parts(NamedTuple):
+    """What a run is made of."""
+
+    policy: Any
+    tokenizer: Any
+    trainer: GRPOExtTrainer
+    tests: dict[str, Dataset]
+    learned: ReplayedReward | None
+
+
+def parts_of(args: RecipeArguments, config: GRPOExtConfig) -> Parts:
+    """Problems, policy, rewards and trainer, ready to train."""
+    tests = {name: load_problems(args, "test", args.eval_size, 1, name) for name in args.eval_datasets or ()}
+    train = load_problems(args, "train", args.train_size, seed=config.seed)
+    policy, tokenizer = make_policy(args, config)
+    rewards: list[Callable[..., Any]] = [REWARDS[name] for name in args.reward_funcs or ()]
+    learned = learned_reward(args, train, tokenizer)
+    trainer = make_trainer(policy, tokenizer, train, args, config, [*rewards, *([learned] if learned else [])])
+    trainer.round_update = learned
+    check_formats(policy, args.save_format or (), trainer.shards_weights)
+    return Parts(policy, tokenizer, trainer, tests, learned)
+
+
+def results(parts: Parts, args: RecipeArguments, before: dict[str, dict[str, float]]) -> dict[str, Any]:
     """What training came to, for its summary. A policy whose training was not stopped is saved, then measured."""
+    policy, tokenizer, trainer, tests, learned = parts
     finding, first = stopped_by(trainer), next(iter(tests))
     found: dict[str, Any] = {
         "before": before[first],
@@ -182,6 +207,7 @@ def results(
         "steps": trainer.state.global_step,
         "interrupted": trainer.interrupt.interrupted,
         "stopped_by": None if finding is None else finding.detector,
+        "reward_model": None if learned is None else learned.history,
     }
     if trainer.interrupt.interrupted or finding is not None:
         return found
@@ -231,24 +257,18 @@ def main(
         forget_logs(folder)
 
     print(f"Model {args.model_name_or_path}, problems {args.dataset}, results in {folder}", flush=True)
-    tests = {name: load_problems(args, "test", args.eval_size, 1, name) for name in args.eval_datasets or ()}
-    train = load_problems(args, "train", args.train_size, seed=config.seed)
-    policy, tokenizer = make_policy(args, config)
-    trainer_ready = time.time()
-    rewards: list[Callable[..., Any]] = [REWARDS[name] for name in args.reward_funcs or ()]
-    learned = learned_reward(args, train, tokenizer)
-    trainer = make_trainer(policy, tokenizer, train, args, config, [*rewards, *([learned] if learned else [])])
-    trainer.round_update = learned
-    check_formats(policy, args.save_format or (), trainer.shards_weights)
-
-    before = measured(policy, tokenizer, args, config, tests)
+    # As they are read; they may be edited while the run goes on
+    files = named_files(argv)
+    parts = parts_of(args, config)
+    trainer, loaded = parts.trainer, time.time()
+    before = measured(parts.policy, parts.tokenizer, args, config, parts.tests)
     print(f"Before: {shown(before)} of {args.eval_size} held-out problems", flush=True)
     trainer.train(resume_from_checkpoint=checkpoint)
     summary = {
-        **results(trainer, policy, tokenizer, args, tests, before),
-        "reward_model": None if learned is None else learned.history,
+        **results(parts, args, before),
         **conditions(argv, recipe, args, config),
-        "seconds_to_load": round(trainer_ready - started, 1),
+        "files": files,
+        "seconds_to_load": round(loaded - started, 1),
         "seconds": round(time.time() - started, 1),
     }
     if trainer.is_world_process_zero():

@@ -4,6 +4,7 @@ Left out: training a process reward model on between rounds.
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,10 @@ from grpo_ext.trust import inside, opened
 
 # Of the problems drawn for a round, beside those that are trained on, so many in a hundred measure the reward model
 HELD_OUT_PERCENT = 25
+# Default of `ddp_timeout`, in seconds
+USUAL_TIMEOUT = 1800
+
+logger = logging.getLogger("grpo_ext")
 
 
 @dataclass
@@ -148,6 +153,7 @@ class ReplayedReward:
         folder = output / "rounds" / f"round-{number + 1}"
         main, wait = trainer.accelerator.is_main_process, trainer.accelerator.wait_for_everyone
         if main:
+            self._warn_of_waiting(trainer.args)
             # Left by a run that did not come as far as the next checkpoint, or by another run
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
@@ -173,6 +179,17 @@ class ReplayedReward:
         return {
             f"reward_model_{name}": float(trained.summary[name]) for name in kept if trained.summary[name] is not None
         }
+
+    def _warn_of_waiting(self, config: Any) -> None:
+        """The other processes wait for the pairs, no longer than their time for anything else."""
+        if config.world_size > 1 and config.ddp_timeout <= USUAL_TIMEOUT:
+            logger.warning(
+                "Reward model: one process draws %d x %d answers while the others wait, and they abort after "
+                "`ddp_timeout` %g s; set a larger one if that takes longer.",
+                self._args.reward_problems,
+                self._args.reward_samples,
+                config.ddp_timeout,
+            )
 
     def _make_pairs(self, trainer: Any, number: int, folder: Path) -> None:
         """Pairs to train on and pairs of other problems to measure on, drawn anew for each round."""

@@ -6,13 +6,10 @@ from typing import Any, Protocol
 
 from datasets import Dataset, concatenate_datasets
 
-from grpo_ext.data.cmath import cmath
-from grpo_ext.data.gsm8k import gsm8k
-from grpo_ext.data.math import math
-from grpo_ext.evaluation.tasks import TASKS, built_in, task_of_file
+from grpo_ext.data.sets import SETS
+from grpo_ext.evaluation.tasks import TASKS, Task, built_in, task_of_file
 
 COLUMNS = ["prompt", "answer", "question", "solution", "answer_format"]
-BUILT_IN_SIZE = 2048
 
 
 class Asked(Protocol):
@@ -35,6 +32,7 @@ class Problems:
         measures: rewards that measure the strict and the lenient accuracy.
         train: the loader's name of the training split, None where the set has none.
         test: the loader's name of the held-out split.
+        train_size: problems of the training split, None where there is none or a file has to be read.
         parts: names of the mixed sets.
     """
 
@@ -44,34 +42,41 @@ class Problems:
     measures: tuple[str, str]
     train: str | None = "train"
     test: str | None = None
+    train_size: int | None = None
     parts: tuple[str, ...] = ()
 
 
 def _arithmetic(split: str, answer_format: str, args: Asked, size: int | None, seed: int) -> Dataset:
-    size = size or BUILT_IN_SIZE
+    size = size or SETS["arithmetic"].train_size
     return built_in(args.difficulty, split, answer_format, args.system_prompt, True, size, seed)
 
 
-def _loaded(loader: Callable[..., Dataset]) -> Callable[[str, str, Asked, int | None, int], Dataset]:
+def _loaded(task: Task) -> Callable[[str, str, Asked, int | None, int], Dataset]:
     def load(split: str, answer_format: str, args: Asked, size: int | None, seed: int) -> Dataset:
-        return loader(split, answer_format=answer_format, system_prompt=args.system_prompt, size=size, seed=seed)
+        return task.load(split, answer_format, args.system_prompt, True, size, seed)
 
     return load
 
 
-def _row(task: str, load: Callable[..., Dataset] | None, **others: Any) -> Problems:
-    """Problems that are asked and read as the evaluation's task of a name."""
-    found = TASKS[task]
-    fields = {"test": found.split if load else None, **others}
-    return Problems(load, found.answer_format, found.strict, (found.strict, found.lenient), **fields)
+def _read_as(task: Task, load: Callable[..., Dataset] | None, **fields: Any) -> Problems:
+    """Problems that are asked and read as a task of the evaluation."""
+    return Problems(load, task.answer_format, task.strict, (task.strict, task.lenient), **fields)
+
+
+def _row(name: str) -> Problems:
+    task, size = TASKS[name], SETS[name].train_size
+    load = _arithmetic if name == "arithmetic" else _loaded(task)
+    return _read_as(task, load, train="train" if size else None, test=task.split, train_size=size)
+
+
+def _mixture(*parts: str, task: str) -> Problems:
+    """All problems of several sets, asked and read as those of one."""
+    return _read_as(TASKS[task], None, train_size=sum(SETS[part].train_size or 0 for part in parts), parts=parts)
 
 
 DATASETS: dict[str, Problems] = {
-    "gsm8k": _row("gsm8k", _loaded(gsm8k)),
-    "arithmetic": _row("arithmetic", _arithmetic),
-    "math": _row("math", _loaded(math)),
-    "cmath": _row("cmath", _loaded(cmath), train=None),
-    "gsm8k+math": _row("math", None, parts=("gsm8k", "math")),
+    **{name: _row(name) for name in SETS},
+    "gsm8k+math": _mixture("gsm8k", "math", task="math"),
 }
 
 TRAINED_ON = tuple(name for name, row in DATASETS.items() if row.train is not None)
@@ -95,12 +100,7 @@ def problems_named(field: str, name: str, names: Collection[str] = DATASETS) -> 
     if name in names:
         return DATASETS[name]
     task = task_of_file(field, name, names)
-
-    def load(split: str, answer_format: str, args: Asked, size: int | None, seed: int) -> Dataset:
-        return task.load(split, answer_format, args.system_prompt, True, size, seed)
-
-    measures = (task.strict, task.lenient)
-    return Problems(load, task.answer_format, task.strict, measures, train=task.split, test=task.split)
+    return _read_as(task, _loaded(task), train=task.split, test=task.split)
 
 
 def load_problems(args: Asked, split: str, size: int | None, seed: int, dataset: str | None = None) -> Dataset:

@@ -18,7 +18,8 @@ from datasets import Dataset
 from transformers import AutoModelForTokenClassification, set_seed
 
 from grpo_ext.checks import at_least, check_output_dir
-from grpo_ext.cli import parse_alone, run
+from grpo_ext.cli import parse_alone
+from grpo_ext.launch import run
 from grpo_ext.models import load_tokenizer, resolve_model
 from grpo_ext.recipes.problems import load_problems
 from grpo_ext.recipes.process_training import Example, accuracy, train
@@ -147,6 +148,19 @@ def _classifier(args: ProcessRewardArguments) -> tuple[Any, Any]:
     return (model.cuda() if torch.cuda.is_available() else model), tokenizer
 
 
+def told(measured: dict[str, float] | None) -> str:
+    """What `accuracy` found, in words, with a warning where the model is no better than a constant."""
+    if measured is None:
+        return "Held out: not measured, no step of the held-out problems has a label; more `held_out` may have some."
+    line = (
+        f"Held out: {measured['accuracy']:.1%} of {measured['steps']} steps, always the more frequent label: "
+        f"{measured['majority']:.1%}"
+    )
+    if measured["accuracy"] > measured["majority"]:
+        return line
+    return f"{line}\nWarning: the model is no better than a constant; do not train a policy on it."
+
+
 def main(argv: Sequence[str]) -> int:
     """Make solutions, label their steps, train, measure, save.
 
@@ -179,17 +193,11 @@ def main(argv: Sequence[str]) -> int:
     model, tokenizer = _classifier(args)
     losses = train(model, tokenizer, examples, args.epochs, args.batch_size, args.learning_rate, args.seed)
     measured = accuracy(ModelReward(model, tokenizer), held_out)
-    print(
-        f"Held out: {measured['accuracy']:.1%} of {measured['steps']} steps, always the more frequent label: "
-        f"{measured['majority']:.1%}",
-        flush=True,
-    )
-    if measured["accuracy"] <= measured["majority"]:
-        print("Warning: the model is no better than a constant; do not train a policy on it.", flush=True)
+    print(told(measured), flush=True)
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     (folder / "model" / TAG_FILE).write_text("\n", encoding="utf-8")
-    summary = {
+    summary: dict[str, Any] = {
         "held_out": measured,
         "losses": losses,
         "labelled_steps": len(labels),

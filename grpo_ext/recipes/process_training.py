@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from grpo_ext.rewards.process_model import ModelReward, written
+from grpo_ext.rewards.process_model import ModelReward, Solution, written
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,7 @@ def train(
         draw.shuffle(known)
         for start in range(0, len(known), batch_size):
             rows = known[start : start + batch_size]
-            logits = model(**reader.padded([solutions[row].ids for row in rows])).logits.float()
-            places = [
-                (place, end, label)
-                for place, row in enumerate(rows)
-                for end, label in zip(solutions[row].ends, examples[row].labels, strict=True)
-                if label is not None
-            ]
-            good = torch.tensor([label for *_, label in places], device=logits.device)
-            read = logits[[place for place, *_ in places], [end for _, end, _ in places]]
-            loss = torch.nn.functional.cross_entropy(read, torch.stack([1 - good, good], 1))
+            loss = _loss(reader, [solutions[row] for row in rows], [examples[row].labels for row in rows])
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -80,7 +71,23 @@ def train(
     return losses
 
 
-def accuracy(reader: ModelReward, examples: Sequence[Example]) -> dict[str, float]:
+def _loss(
+    reader: ModelReward, solutions: Sequence[Solution], labels: Sequence[Sequence[float | None]]
+) -> torch.Tensor:
+    """Mean cross-entropy of the labelled steps of a batch."""
+    logits = reader.model(**reader.padded([solution.ids for solution in solutions])).logits.float()
+    places = [
+        (place, end, label)
+        for place, (solution, of_row) in enumerate(zip(solutions, labels, strict=True))
+        for end, label in zip(solution.ends, of_row, strict=True)
+        if label is not None
+    ]
+    good = torch.tensor([label for *_, label in places], device=logits.device)
+    read = logits[[place for place, *_ in places], [end for _, end, _ in places]]
+    return torch.nn.functional.cross_entropy(read, torch.stack([1 - good, good], 1))
+
+
+def accuracy(reader: ModelReward, examples: Sequence[Example]) -> dict[str, float] | None:
     """Share of steps on whose side of one half model and label agree.
 
     Args:
@@ -88,7 +95,8 @@ def accuracy(reader: ModelReward, examples: Sequence[Example]) -> dict[str, floa
         examples: labelled solutions.
 
     Returns:
-        `accuracy`, `majority` (what always giving the more frequent label would reach), and the number of `steps`.
+        `accuracy`, `majority` (what always giving the more frequent label would reach), and the number of `steps`;
+        None where no step has a label, or all are too long.
     """
     scores = reader.scores([written(e.prompt, e.steps, reader.tokenizer, reader.tag) for e in examples])
     pairs = [
@@ -97,6 +105,8 @@ def accuracy(reader: ModelReward, examples: Sequence[Example]) -> dict[str, floa
         for label, score in zip(example.labels, row, strict=True)
         if label is not None and score is not None
     ]
-    good = sum(label for _, label in pairs) / max(len(pairs), 1)
-    right = sum(score == label for score, label in pairs) / max(len(pairs), 1)
+    if not pairs:
+        return None
+    good = sum(label for _, label in pairs) / len(pairs)
+    right = sum(score == label for score, label in pairs) / len(pairs)
     return {"accuracy": right, "majority": max(good, 1 - good), "steps": len(pairs)}

@@ -15,11 +15,13 @@ from transformers import set_seed
 
 from grpo_ext.callbacks import Interrupted
 from grpo_ext.checks import at_least, check_output_dir
-from grpo_ext.cli import parse_alone, run
+from grpo_ext.cli import parse_alone
 from grpo_ext.data.preferences import Preferences
+from grpo_ext.launch import run
 from grpo_ext.recipes.preference_options import PreferenceArguments
 from grpo_ext.recipes.problems import load_problems
-from grpo_ext.recipes.reward_training import RewardTraining, told, train_reward_model
+from grpo_ext.recipes.reward_accuracy import told
+from grpo_ext.recipes.reward_training import RewardTraining, train_reward_model
 from grpo_ext.recipes.sampled import SampledArguments, open_sampler
 from grpo_ext.report import versions, write_json
 from grpo_ext.rewards import REWARDS

@@ -3,7 +3,6 @@
 import json
 import shutil
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,17 +16,20 @@ from trl import RewardConfig, RewardTrainer
 
 from grpo_ext.callbacks import without_stock_output
 from grpo_ext.checks import one_of
-from grpo_ext.evaluation.estimators import bootstrap_interval
+from grpo_ext.files import digest
 from grpo_ext.models import load_tokenizer, resolve_model
+from grpo_ext.recipes.reward_accuracy import UNKNOWN, accuracy
 from grpo_ext.recipes.supervised import Stage, begun, divides, stage_options
 from grpo_ext.report import write_json
 from grpo_ext.rewards.classifiers import agree_on_padding
-from grpo_ext.rewards.reward_model import RECORD, RewardModel, conversation_ids, doubt
+from grpo_ext.rewards.reward_model import RECORD, RewardModel, conversation_ids
 from grpo_ext.trust import opened
 
 TYPES = ("bfloat16", "float16", "float32")
 # Options that change no result, so that a finished model is taken whatever they are
 INDIFFERENT = ("micro_batch_size", "save_steps", "precision")
+# What a half-finished model is trained on, beside its checkpoints
+BEGUN = "begun.json"
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,8 @@ def train_reward_model(
 ) -> TrainedReward:
     """Minimise −log σ(r(chosen) − r(rejected)), mean over pairs, and measure the accuracy on held-out pairs.
 
-    A folder that holds a finished model of this base and these options is returned as it is. A half-finished one goes
-    on from its newest checkpoint, where `save_steps` made one.
+    A folder that holds a finished model of this base, these options and these pairs is returned as it is. A
+    half-finished one goes on from its newest checkpoint, where `save_steps` made one.
 
     Args:
         model_or_path: folder or hub name of a sequence classifier with one output, which is trained on, or of a
@@ -115,9 +117,12 @@ def train_reward_model(
         Interrupted: Ctrl-C or SIGTERM; the same call goes on.
     """
     started, options, folder = time.time(), options or RewardTraining(), Path(output_dir)
-    record = folder / RECORD
-    if record.is_file():
-        return _finished(folder, {"base": str(model_or_path), **asdict(options)})
+    data = {"pairs": pairs, "held_out": held_out, "replay": replay}
+    digests = {name: digest(() if rows is None else rows) for name, rows in data.items()}
+    asked = {"base": str(model_or_path), "options": asdict(options), "data": digests}
+    finished = _left(folder, asked)
+    if finished is not None:
+        return finished
     path = resolve_model(model_or_path)
     tokenizer = load_tokenizer(path, trust_remote_code=None)
     set_seed(options.seed)
@@ -127,6 +132,8 @@ def train_reward_model(
     kept = _that_fit(pair_ids(mixed, tokenizer), options.max_length)
     checkpoint = begun(folder / "checkpoints")
     trainer = _trainer(model, tokenizer, kept, folder / "checkpoints", options)
+    if trainer.is_world_process_zero():
+        write_json(folder / "checkpoints" / BEGUN, asked)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.interrupt.stopped("Training of the reward model", trainer.state.global_step)
 
@@ -135,21 +142,20 @@ def train_reward_model(
         model = model.merge_and_unload()
     reader = RewardModel(model, tokenizer, batch_size=2 * options.batch_size)
     summary = {
-        **(accuracy(reader, held_out) if held_out is not None and len(held_out) else UNKNOWN),
+        **(accuracy(reader, held_out) if held_out else UNKNOWN),
         "new_pairs": len(pairs),
         "replayed": replayed,
         "replay_share": replayed / len(mixed),
         "left_out": len(mixed) - len(kept),
         **_learned(trainer.state),
-        "base": str(model_or_path),
-        "options": asdict(options),
+        **asked,
     }
     summary["seconds"] = round(time.time() - started, 1)
     if trainer.is_world_process_zero():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         # Last, because this file says that the folder is complete
-        write_json(record, summary)
+        write_json(folder / RECORD, summary)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return TrainedReward(folder, summary)
@@ -172,17 +178,31 @@ def _learned(state: TrainerState) -> dict[str, Any]:
     }
 
 
-def _finished(folder: Path, asked: dict[str, Any]) -> TrainedReward:
-    """The model that a folder holds, where it was trained as is asked."""
-    summary = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    found = {"base": summary["base"], **summary["options"]}
-    for name in sorted(found.keys() & asked.keys() - set(INDIFFERENT)):
-        if found[name] != asked[name]:
+def _left(folder: Path, asked: Mapping[str, Any]) -> TrainedReward | None:
+    """The finished model of a folder; what is there, finished or not, must be what is asked for."""
+    for path in (folder / RECORD, folder / "checkpoints" / BEGUN):
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            _refuse_another(folder, found, asked)
+            if path.name == RECORD:
+                print(f"{folder} holds this reward model already; it is taken as it is.", flush=True)
+                return TrainedReward(folder, found)
+    return None
+
+
+def _refuse_another(folder: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """See that a folder holds a training of the base, the options and the data that are asked for."""
+    other = "use another output_dir, or delete that folder to train anew."
+    before, now = ({"base": about["base"], **about["options"]} for about in (found, asked))
+    for name in sorted(before.keys() & now.keys() - set(INDIFFERENT)):
+        if before[name] != now[name]:
             raise ValueError(
-                f"{folder} holds a reward model that was trained with `{name}` {found[name]!r}, not {asked[name]!r}; "
-                "use another output_dir, or delete that folder to train anew."
+                f"{folder} holds a reward model that was trained with `{name}` {before[name]!r}, not {now[name]!r}; "
+                f"{other}"
             )
-    return TrainedReward(folder, summary)
+    changed = [name for name, known in asked["data"].items() if found["data"][name] != known]
+    if changed:
+        raise ValueError(f"{folder} holds a reward model of other data ({', '.join(changed)}); {other}")
 
 
 def with_replay(pairs: Dataset, replay: Dataset | None, share: float, seed: int) -> tuple[Dataset, int]:
@@ -253,61 +273,3 @@ def _trainer(model: Any, tokenizer: Any, rows: Dataset, folder: Path, options: R
     )
     without_stock_output(trainer)
     return trainer
-
-
-# What is said where nothing was held out
-UNKNOWN: dict[str, Any] = {"accuracy": None, "interval": None, "held_out_pairs": 0, "held_out_prompts": 0}
-
-
-def accuracy(reader: RewardModel, pairs: Dataset) -> dict[str, Any]:
-    """Share of pairs whose chosen answer has the higher score; a tie counts one half.
-
-    Pairs of one prompt are not independent, so the share is taken for each prompt, and the mean and its interval over
-    prompts.
-
-    Args:
-        reader: the reward model.
-        pairs: `prompt`, `chosen`, `rejected`, and where there is one `kind`, by which the accuracy is shown as well.
-
-    Returns:
-        `accuracy`, its 95 % `interval`, `held_out_pairs` that were not too long, `held_out_prompts`, mean `margin`,
-        and the accuracy `by_kind`.
-    """
-    chosen, rejected = (reader(prompts=pairs["prompt"], completions=pairs[side]) for side in ("chosen", "rejected"))
-    kinds = pairs["kind"] if "kind" in pairs.column_names else [None] * len(pairs)
-    margins: list[float] = []
-    by_prompt: dict[str, list[float]] = defaultdict(list)
-    by_kind: dict[str, list[float]] = defaultdict(list)
-    for one, other, kind, prompt in zip(chosen, rejected, kinds, pairs["prompt"], strict=True):
-        if one is None or other is None:
-            continue
-        margins.append(one - other)
-        right = float(one > other) + 0.5 * (one == other)
-        by_prompt[json.dumps(prompt)].append(right)
-        if kind is not None:
-            by_kind[kind].append(right)
-    if not margins:
-        return UNKNOWN
-    found = bootstrap_interval([_mean(values) for values in by_prompt.values()])
-    return {
-        "accuracy": found.value,
-        "interval": [found.low, found.high],
-        "held_out_pairs": len(margins),
-        "held_out_prompts": len(by_prompt),
-        "margin": _mean(margins),
-        **({"by_kind": {kind: _mean(by_kind[kind]) for kind in sorted(by_kind)}} if by_kind else {}),
-    }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def told(summary: dict[str, Any]) -> str:
-    """The accuracy of a reward model in a line, with a warning where it is near one half."""
-    warning = doubt(summary)
-    if summary["accuracy"] is None:
-        return f"Warning: {warning}"
-    low, high = summary["interval"]
-    line = f"{summary['accuracy']:.1%} of {summary['held_out_pairs']} held-out pairs (95% {low:.1%} to {high:.1%})"
-    return line if warning is None else f"{line}\nWarning: {warning}"

@@ -6,7 +6,7 @@ Left out: several processes. The last stage has them as the recipe gsm8k, with `
 import json
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from typing import Any
 from grpo_ext.callbacks import Interrupted
 from grpo_ext.checks import at_least, check_output_dir, one_of
 from grpo_ext.cli import parse
+from grpo_ext.files import digest_of_file
 from grpo_ext.flags import names_a_run
 from grpo_ext.hub import push_run, take_over, without_token
 from grpo_ext.recipes.arguments import DEFAULTS, PolicyArguments
 from grpo_ext.recipes.preference_options import PreferenceArguments
-from grpo_ext.recipes.rlhf_stages import STAGES, Run
+from grpo_ext.recipes.rlhf_stages import STAGES, Stages
 from grpo_ext.report import changed_fields, hardware, versions, write_json
 
 # What runs when nothing is asked for: two cores, a real pretrained model, the built-in pairs.
@@ -48,9 +49,18 @@ BASE: dict[str, Any] = {**DEFAULTS, "beta": 0.05}
 OPTIONS, RECORD = "options.json", "summary.json"
 
 # Options of all stages, those of a reward model in use, and those that change no result
-BOTH = ("model_name_or_path", "dtype", "load_in_4bit", "lora_r", "lora_alpha")
+BOTH = ("model_name_or_path", "backend", "dtype", "load_in_4bit", "lora_r", "lora_alpha", "max_seq_length")
 SCORING = ("reward_model", "reward_dtype", "reward_load_in_8bit", "reward_load_in_4bit", "reward_label")
 INDIFFERENT = (
+    # Its fields are those of the config
+    "preset",
+    "health",
+    "stop_on",
+    "sample_every",
+    "completions_mb",
+    "hub_model_id",
+    "hub_private_repo",
+    "hub_revision",
     "reward_device",
     "reward_score_batch_size",
     "sft_micro_batch_size",
@@ -126,8 +136,13 @@ class RLHFArguments(PreferenceArguments, PolicyArguments):
             )
 
 
-def options_of(stage: str, run: Run) -> dict[str, Any]:
-    """What a stage's result depends on, as JSON would give it back."""
+def options_of(stage: str, run: Stages) -> dict[str, Any]:
+    """What a stage's result depends on, as JSON would give it back.
+
+    Args:
+        stage: row of `STAGES`.
+        run: the run; its pairs and what the stages before have left count by their digests.
+    """
     args = asdict(run.args)
     names = [
         *BOTH,
@@ -136,12 +151,30 @@ def options_of(stage: str, run: Run) -> dict[str, Any]:
     ]
     own = {name: args[name] for name in names if name not in (*SCORING, *INDIFFERENT)}
     if stage == "grpo":
-        own |= {name: args[name] for name in SCORING}
-        own |= {name: value for name, value in changed_fields(run.config).items() if name not in INDIFFERENT}
-    return json.loads(json.dumps({**own, "seed": run.config.seed}, default=str))
+        more = {name: args[name] for name in (*SCORING, *PolicyArguments.__dataclass_fields__)}
+        own |= {name: value for name, value in (more | changed_fields(run.config)).items() if name not in INDIFFERENT}
+    own |= {"seed": run.config.seed, "pairs": run.pairs}
+    records = {name: run.folder / name / RECORD for name in run.before(stage)}
+    own |= {f"stage {name}": digest_of_file(path) if path.is_file() else None for name, path in records.items()}
+    return json.loads(json.dumps(own, default=str))
 
 
-def perform(stage: str, run: Run) -> dict[str, Any]:
+def _refuse_another(stage: str, folder: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """See that a stage was begun with what is asked for."""
+    said = {
+        "pairs": "was begun with other rows of `preferences`",
+        **{f"stage {name}": f"does not follow on the stage {name} that is there now" for name in STAGES},
+    }
+    # Options first, since pairs and stages follow from them
+    for name in sorted(asked.keys() | found.keys(), key=lambda name: (name in said, name)):
+        before, now = found.get(name), asked.get(name)
+        if before != now:
+            why = said.get(name) or f"was begun with `{name}` {before!r}, not {now!r}"
+            again = "use another output_dir, or delete that folder to do the stage again."
+            raise ValueError(f"stage {stage} in {folder} {why}; {again}")
+
+
+def perform(stage: str, run: Stages) -> dict[str, Any]:
     """Do a stage, or read what it left when it was finished before.
 
     Args:
@@ -152,19 +185,13 @@ def perform(stage: str, run: Run) -> dict[str, Any]:
         The stage's summary.
 
     Raises:
-        ValueError: the folder holds this stage with other options.
+        ValueError: the folder holds this stage with other options, pairs, or stages before it.
     """
     folder = run.folder / stage
     folder.mkdir(parents=True, exist_ok=True)
     options, before = options_of(stage, run), folder / OPTIONS
     if before.is_file():
-        found = json.loads(before.read_text(encoding="utf-8"))
-        for name in sorted(options.keys() | found.keys()):
-            if options.get(name) != found.get(name):
-                raise ValueError(
-                    f"stage {stage} in {folder} was begun with `{name}` {found.get(name)!r}, not "
-                    f"{options.get(name)!r}; use another output_dir, or delete that folder to do the stage again."
-                )
+        _refuse_another(stage, folder, json.loads(before.read_text(encoding="utf-8")), options)
     record = folder / RECORD
     if record.is_file():
         print(f"Stage {stage}: finished before, in {folder}", flush=True)
@@ -201,7 +228,7 @@ def main(argv: Sequence[str]) -> int:
     check_output_dir(folder)
     target = take_over(config)
     command = shlex.join(["python", "-m", "grpo_ext.recipes.rlhf", *without_token(argv)])
-    run = Run(args, config, folder, args.load(config.seed), command)
+    run = Stages(args, config, folder, args.load(config.seed), command)
     summaries: dict[str, Any] = {}
     try:
         for stage in STAGES:

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from grpo_ext.callbacks import STOPPED, Interrupted, forget_logs, stopped_by
 from grpo_ext.checkpoints import LAST, choose
 from grpo_ext.config import GRPOExtConfig
 from grpo_ext.data.preferences import BUILT_IN, RULE, Preferences, polite_and_brief
+from grpo_ext.files import digest
 from grpo_ext.models.saving import save_policy
 from grpo_ext.recipes.grpo import make_trainer, open_policy
-from grpo_ext.recipes.reward_training import RewardTraining, told, train_reward_model
+from grpo_ext.recipes.reward_accuracy import told
+from grpo_ext.recipes.reward_training import RewardTraining, train_reward_model
 from grpo_ext.recipes.supervised import Supervised, chosen_answers, tune
 from grpo_ext.report import learning_curve
 from grpo_ext.rewards.reward_model import RECORD, RewardModel, load_reward_model
@@ -23,7 +26,7 @@ from grpo_ext.rollouts.solutions import draw_solutions
 
 
 @dataclass
-class Run:
+class Stages:
     """What the stages share.
 
     Attributes:
@@ -67,8 +70,22 @@ class Run:
             )
         return str(folder)
 
+    @cached_property
+    def pairs(self) -> list[str]:
+        """Digests of the pairs to train on and of those to measure on."""
+        return [digest(rows) for rows in self.preferences]
 
-def sft(run: Run, folder: Path) -> dict[str, Any]:
+    def before(self, stage: str) -> list[str]:
+        """The stages whose results a stage begins with, where nothing else is named in their place."""
+        found = {
+            "sft": [],
+            "reward": [] if self.args.reward_base_model else ["sft"],
+            "grpo": ["sft"] if self.args.reward_model else ["sft", "reward"],
+        }
+        return found[stage]
+
+
+def sft(run: Stages, folder: Path) -> dict[str, Any]:
     """Tune the policy on the chosen answers and save it as one model."""
     args = run.args
     policy, tokenizer = open_policy(args, run.config)
@@ -90,7 +107,7 @@ def sft(run: Run, folder: Path) -> dict[str, Any]:
     return summary
 
 
-def reward(run: Run, folder: Path) -> dict[str, Any]:
+def reward(run: Stages, folder: Path) -> dict[str, Any]:
     """Train a reward model on the pairs and measure it on held-out ones."""
     args = run.args
     options = RewardTraining(
@@ -111,7 +128,7 @@ def reward(run: Run, folder: Path) -> dict[str, Any]:
     return summary
 
 
-def grpo(run: Run, folder: Path) -> dict[str, Any]:
+def grpo(run: Stages, folder: Path) -> dict[str, Any]:
     """Train the policy on the learned reward, from its newest checkpoint on, and measure it before and after."""
     args, config = run.args, run.config
     score = load_reward_model(
@@ -156,7 +173,7 @@ def prompts_of(pairs: Dataset) -> Dataset:
     return pairs.select(sorted(known.values())).select_columns(kept)
 
 
-def measured(policy: Any, tokenizer: Any, rows: Dataset, score: RewardModel, run: Run) -> dict[str, float]:
+def measured(policy: Any, tokenizer: Any, rows: Dataset, score: RewardModel, run: Stages) -> dict[str, float]:
     """One sampled answer to each held-out prompt, by the learned reward and, for the built-in pairs, by their rule.
 
     Args:
@@ -188,4 +205,4 @@ def measured(policy: Any, tokenizer: Any, rows: Dataset, score: RewardModel, run
 
 
 # Name to what does it, in the order in which they follow on each other
-STAGES: dict[str, Callable[[Run, Path], dict[str, Any]]] = {"sft": sft, "reward": reward, "grpo": grpo}
+STAGES: dict[str, Callable[[Stages, Path], dict[str, Any]]] = {"sft": sft, "reward": reward, "grpo": grpo}

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from grpo_ext.files import write_text
 from grpo_ext.report.pictures import export
 from grpo_ext.report.reading import Run, read_run
 
@@ -59,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     title = args.title or headline(runs)
     content = page(runs, title)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(content, encoding="utf-8")
+    write_text(target, content)
     print(f"{target}: {len(content.encode()) / 1e6:.1f} MB, opens without a network")
     for run in runs:
         for note in run.notes:

@@ -14,15 +14,15 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from grpo_ext import __version__
+from grpo_ext.evaluation.changes import changes
 from grpo_ext.evaluation.estimators import Interval
 from grpo_ext.health import at_the_end
 from grpo_ext.report.choice import chosen_completions
 from grpo_ext.report.figures import figure
-from grpo_ext.report.panels import LOSS_NOTE, panels, series
+from grpo_ext.report.panels import LOSS_NOTE, ends, panels, series
 from grpo_ext.report.pictures import COLOURS
 from grpo_ext.report.reading import Run, finite
 from grpo_ext.report.settings import differing, notes, setup, words
-from grpo_ext.report.verdict import changes, ends
 from grpo_ext.visible import visible
 
 # Bytes of completions on the page; plotly.js takes 2 MB and the whole is to stay under 5 MB.
@@ -87,7 +87,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         yield "Tokens trained on", f"{total[-1]:,.0f}"
     yield "Training reward", moved("reward")
     for key, label, scale, unit in (
-        ("frac_reward_zero_std", "Dead groups", 100.0, " %"),
+        ("dead_groups" if "dead_groups" in logged else "frac_reward_zero_std", "Dead groups", 100.0, " %"),
         ("completions/mean_length", "Length, tokens", 1.0, ""),
         ("completions/clipped_ratio", "Truncated", 100.0, " %"),
     ):
@@ -208,7 +208,7 @@ def _template() -> Template:
 
 def _judged(runs: Sequence[Run]) -> dict[str, Any]:
     """What evaluations and the watch over the run's health found."""
-    changed = [list(changes(run.summary)) for run in runs]
+    changed = [[change for change in changes(run.summary) if change.reading == "strict"] for run in runs]
     found = [
         (
             run.name,

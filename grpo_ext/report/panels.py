@@ -43,12 +43,8 @@ PANELS: dict[str, list[Panel]] = {
             "eval_reward", "Reward in evaluation", "reward", "Mean over the evaluation set, sampled by the trainer."
         ),
         Panel("reward_std", "Spread of rewards", "standard deviation", "Over the completions of a step."),
-        Panel(
-            "frac_reward_zero_std",
-            "Dead groups",
-            "%",
-            "Groups whose completions all earned the same: their advantages are 0 and teach nothing.",
-        ),
+        Panel("dead_groups", "Dead groups", "%", "Groups without an advantage but 0, which teach nothing."),
+        Panel("frac_reward_zero_std", "Equal rewards", "%", "Groups whose completions all earned the same."),
         Panel(
             "effective_samples",
             "Effective samples",
@@ -131,6 +127,18 @@ def series(run: Run, key: str, points: int = POINTS) -> tuple[list[float], list[
     parts = [pairs[start : start + size] for start in range(0, len(pairs), size)]
     means = [[sum(column) / len(part) for column in zip(*part, strict=True)] for part in parts]
     return [step for step, _ in means], [value for _, value in means]
+
+
+def ends(run: Run, key: str = "reward") -> tuple[float, float]:
+    """Mean of a logged value over the first and over the last tenth of the steps.
+
+    Args:
+        run: what was logged.
+        key: logged name, with at least one value.
+    """
+    values = series(run, key, points=10**9)[1]
+    size = max(1, len(values) // 10)
+    return sum(values[:size]) / size, sum(values[-size:]) / size
 
 
 def running_mean(values: Sequence[float]) -> list[float]:

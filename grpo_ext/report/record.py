@@ -2,13 +2,13 @@
 
 import importlib.metadata
 import json
-import os
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from grpo_ext import __version__
 from grpo_ext.doctor.environment import machine
+from grpo_ext.files import write_text
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
 
@@ -54,17 +54,10 @@ def changed_fields(config: Any) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file under a temporary name and rename it, so that a reader never sees half of it.
+    """Write a JSON file that a reader never sees half of.
 
     Args:
         path: the file.
         content: what to write.
     """
-    text = json.dumps(content, indent=2, default=str) + "\n"
-    # Of each process its own, since several may write
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, json.dumps(content, indent=2, default=str) + "\n")

@@ -24,9 +24,9 @@ MAX_PARTS = 40
 _NAME = re.compile(
     r"^(?P<name>[A-Za-z](?:_\{?\w{1,3}\}?)?'?(?:\([A-Za-z]\))?)\s*(?:=|\\in(?![A-Za-z]))\s*(?P<rest>[^=<>]+)$"
 )
-_TEXT = re.compile(r"^\\text\s*\{([^{}]*)\}$|^((?:[A-Za-z]{3,}[ '-]?)+)$")
+_TEXT = re.compile(r"^\\text\s*\{([^{}]*)\}$|^([A-Za-z]{3,}(?:[ '-][A-Za-z]{3,})*[ '-]?)$")
 _CHOICE = re.compile(r"^\(?([A-Za-z])\)?$")
-_JOIN = re.compile(r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|,?(?<![A-Za-z\\])\b(?:and|or)\b(?![A-Za-z])")
+_JOIN = re.compile(r"\\text\s*\{\s*(?:,\s*)?(?:and|or)\s*\}|,?(?<![A-Za-z\\])\b(?:and|or)\b(?![A-Za-z])")
 _BASE = re.compile(r"^([+-]?[0-9A-Fa-f]+)_(?:\{([0-9]{1,2})\}|([0-9]))$")
 _BASE_WORD = re.compile(r"_\{?\\text\s*\{(two|three|four|five|six|seven|eight|nine)\}\}?$")
 _BASE_WORDS = dict(zip("two three four five six seven eight nine".split(), range(2, 10), strict=True))

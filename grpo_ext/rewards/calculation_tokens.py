@@ -3,6 +3,7 @@
 import re
 
 from grpo_ext.rewards.expressions import Token
+from grpo_ext.rewards.spellings import CHANGING
 
 _OPERATORS = {"−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/", "∕": "/", "⁄": "/", "**": "^"}
 
@@ -21,12 +22,8 @@ _TOKEN = re.compile(
     r"|(?P<space>[ \t\u00a0]+)"
     r"|(?P<other>[\s\S])"
 )
-# Words beside a number that make it another number, so that an expression with one is left alone.
-_CHANGING = frozenset(
-    "dozen dozens hundred hundreds thousand thousands million millions billion billions half halves third thirds "
-    "quarter quarters fourth fourths fifth fifths twice double triple thrice squared cubed plus minus times divided "
-    "over cent cents sqrt pi mod".split()
-)
+# An expression with one of these words is left alone.
+_CHANGING = CHANGING | frozenset("quarters third fourth fifth twice double triple thrice times cent cents".split())
 _TIMES_LETTERS = frozenset("xX")
 _UNIT_LETTERS = frozenset("mgLlhs")
 # The rest of a mixed number in words: 1 and 1/4

@@ -5,6 +5,7 @@ import re
 from fractions import Fraction
 
 from grpo_ext.rewards.exact import number
+from grpo_ext.rewards.spellings import FOLD_ALL
 
 DIGITS = {
     character: value
@@ -15,7 +16,6 @@ _SMALL, _LARGE = {"十": 10, "百": 100, "千": 1000}, {"万": 10**4, "萬": 10*
 MAX_CHARACTERS = 200
 
 _HAN = re.compile(r"[\u4e00-\u9fff]")
-_FOLD = str.maketrans("０１２３４５６７８９．／％－−，：（）　", "0123456789./%--,:() ")
 # A thousand of gram or metre is a unit, not a factor.
 _NUMERAL = r"(?:[零〇一二两三四五六七八九十百万亿]|千(?![克米瓦卡升帕]))+(?:点[零〇一二三四五六七八九]+)?"
 _ARABIC = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?"
@@ -97,7 +97,7 @@ def chinese_number(text: str) -> tuple[Fraction, bool] | None:
     Returns:
         The number as written and whether it is in per cent, or `None`.
     """
-    text = text.strip().translate(_FOLD).strip(" 。.!！,")
+    text = text.strip().translate(FOLD_ALL).strip(" 。.!！,")
     if not text or len(text) > MAX_CHARACTERS:
         return None
     if text in _HALF:

@@ -71,6 +71,18 @@ def agree_on_padding(model: Any, tokenizer: Any) -> None:
     tokenizer.pad_token_id = config.pad_token_id = model.config.pad_token_id = pad
 
 
+def _quantised(in_8bit: bool, dtype: torch.dtype | str) -> BitsAndBytesConfig:
+    """How bitsandbytes holds weights in 8 bit, or else in 4, and computes in a type, "auto" for bfloat16."""
+    return BitsAndBytesConfig(
+        load_in_8bit=in_8bit,
+        load_in_4bit=not in_8bit,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else dtype,
+        llm_int8_skip_modules=HEADS,
+    )
+
+
 def load_classifier(
     name: str,
     kinds: Mapping[str, Any],
@@ -112,18 +124,11 @@ def load_classifier(
             f"`python -m grpo_ext.recipes.{RECIPES[field]}` makes."
         )
     options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
-    if load_in_8bit or load_in_4bit:
-        options["device_map"] = {"": device}
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_8bit=load_in_8bit,
-            load_in_4bit=load_in_4bit,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else options["dtype"],
-            llm_int8_skip_modules=HEADS,
-        )
+    quantised = load_in_8bit or load_in_4bit
+    if quantised:
+        options |= {"device_map": {"": device}, "quantization_config": _quantised(load_in_8bit, options["dtype"])}
     model = opened(auto, name, field, trust_remote_code=None, **options)
-    if not (load_in_8bit or load_in_4bit):
+    if not quantised:
         model = model.to(device)
     tokenizer = opened(AutoTokenizer, name, field, trust_remote_code=None)
     agree_on_padding(model, tokenizer)

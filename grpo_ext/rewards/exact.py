@@ -4,6 +4,8 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
+from grpo_ext.rewards.spellings import CHANGING, JOINING
+
 _MAX_DIGITS, _MAX_EXPONENT = 300, 400
 _DECIMAL = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 _GROUPED = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
@@ -56,13 +58,10 @@ UNITS: dict[str, str] = {
     }.items()
     for spelling in spellings.split()
 }
-# Words that are no unit because they change the value or join two values.
-_NO_UNIT = frozenset(
-    "or and to not no minus negative plus over half quarter hundred thousand million billion trillion dozen squared "
-    "cubed sin cos tan cot sec csc log exp sqrt abs mod times divided by base".split()
-)
+# Words that are no unit because they change the value or want another one.
+_NO_UNIT = CHANGING | JOINING | frozenset("times by base sin cos tan cot sec csc log exp abs".split())
 _TEXT_TAIL = re.compile(r"\s*\\text\s*\{([^{}]*)\}\s*(?:\^(?:\{([23])\}|([23])))?$")
-_WORD_TAIL = re.compile(r"(?<=[0-9})°%])(\s*)((?:[A-Za-z]+[ ./-]*){1,6})(?:\^(?:\{([23])\}|([23])))?$")
+_WORD_TAIL = re.compile(r"(?<=[0-9})°%])(\s*)([A-Za-z]+(?:[ ./-]+[A-Za-z]+){0,5}[ ./-]*)(?:\^(?:\{([23])\}|([23])))?$")
 _CURRENCY = re.compile(r"^([+-]?)\s*([$€£¥])\s*")
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from grpo_ext.checks import choice
+from grpo_ext.rewards.guard import Patience
 
 # What is done when a reward function has failed for good
 ERRORS = ("stop", "unscorable")
@@ -36,8 +37,12 @@ class RewardFaultOptions:
         },
     )
 
-    def check_reward_faults(self) -> None:
-        """Refuse numbers that mean nothing.
+    def check_reward_faults(self, processes: int, ddp_timeout: float) -> None:
+        """Refuse numbers that mean nothing, and patience beyond that of the other processes.
+
+        Args:
+            processes: number of them; the others wait where rewards are gathered.
+            ddp_timeout: seconds that they wait there.
 
         Raises:
             ValueError: in one sentence.
@@ -48,3 +53,10 @@ class RewardFaultOptions:
             raise ValueError(f"`reward_retries` is {self.reward_retries}; it must be at least 0.")
         if not 0.0 <= self.max_unscorable <= 1.0:
             raise ValueError(f"`max_unscorable` is {self.max_unscorable}; it is a share, from 0 to 1.")
+        longest = Patience(self.reward_timeout, self.reward_retries).longest()
+        if processes > 1 and longest >= ddp_timeout:
+            raise ValueError(
+                f"`reward_timeout` {self.reward_timeout} and `reward_retries` {self.reward_retries} may keep one "
+                f"process busy for {longest:g} s, and the others give up after `ddp_timeout` {ddp_timeout} s; set a "
+                "larger ddp_timeout, or less patience."
+            )

@@ -108,20 +108,18 @@ def _locate_boxed(text: str) -> AnswerSpan | None:
     return AnswerSpan(start, end + 1, text[inside:end].strip())
 
 
-# To the end of the line; the sentence may go on in mathematics, and its last full stop is no part of the answer.
-_SENTENCE = re.compile(r"\b[Aa]nswer(?:[ \t]+is(?![A-Za-z])[ \t]*:?|[ \t]*:)[ \t*]*([^\n]*)")
-_CHINESE = re.compile(r"答案?[ \t]*(?:应该|应)?[ \t]*(?:是|为|[:：])[ \t*]*([^\n]*)")
+# To the end of the line, because the sentence may go on in mathematics. Any part of it may be bold.
+_SENTENCE = re.compile(r"\b[Aa]nswer(?:[ \t*]+is(?![A-Za-z])[ \t*]*:?|[ \t*]*:)[ \t*]*([^\n]*)")
+_CHINESE = re.compile(r"答案?[ \t*]*(?:应该?[ \t*]*)?(?:[是为][ \t*]*[:：]?|[:：])[ \t*]*([^\n]*)")
+_DRESSING = " \t\r\u00a0\u3000*"
 
 
-def _locate_sentence(pattern: re.Pattern[str], ends: str, text: str) -> AnswerSpan | None:
-    """Find the last line part after a phrase that announces the answer, if it holds something."""
+def _locate_sentence(pattern: re.Pattern[str], stops: str, text: str) -> AnswerSpan | None:
+    """Find the last line part after a phrase that announces the answer, if it holds something but full stops."""
     last = None
     for found in pattern.finditer(text):
-        answer = found[1].strip().rstrip("*").rstrip()
-        for end in ends:
-            answer = answer.removesuffix(end)
-        if answer.strip():
-            last = AnswerSpan(found.start(), found.end(), answer.strip())
+        if answer := found[1].rstrip(_DRESSING + stops).strip():
+            last = AnswerSpan(found.start(), found.end(), answer)
     return last
 
 

@@ -35,6 +35,7 @@ FAILED = math.inf
 LARGEST = math.sqrt(torch.finfo(torch.float32).max)
 # Seconds before a call is made again, doubled each time, and at most
 PAUSE, LONGEST_PAUSE = 1.0, 60.0
+DOUBLINGS = math.ceil(math.log2(LONGEST_PAUSE / PAUSE))
 # Arguments through which TRL lets a reward function add to the log
 LOGS = ("log_extra", "log_metric")
 
@@ -52,6 +53,16 @@ class Patience:
     timeout: float | None = None
     retries: int = 0
     errors: str = "stop"
+
+    def pause(self, attempt: int) -> float:
+        """Seconds before the call with a number, of which the first has 0."""
+        return min(PAUSE * 2.0 ** min(attempt - 1, DOUBLINGS), LONGEST_PAUSE) if attempt else 0.0
+
+    def longest(self) -> float:
+        """Most seconds until a function that hangs at each call has failed for good."""
+        growing = min(self.retries, DOUBLINGS)
+        pauses = sum(map(self.pause, range(growing + 1))) + (self.retries - growing) * LONGEST_PAUSE
+        return (self.timeout or 0.0) * (self.retries + 1) + pauses
 
 
 class _Hung(TimeoutError):
@@ -103,7 +114,7 @@ class Guard:
 
             async def guarded(**given: Any) -> Rewards:
                 for attempt in range(self.patience.retries + 1):
-                    await asyncio.sleep(self._pause(attempt))
+                    await asyncio.sleep(self.patience.pause(attempt))
                     call = _Call(given)
                     with Caught() as caught:
                         return self._taken(call, await self._awaited(reward(**call.given)), given)
@@ -132,7 +143,7 @@ class Guard:
             A number or `None` for each of them; `None` or `FAILED` for all when no attempt succeeds.
         """
         for number in range(self.patience.retries + 1):
-            time.sleep(self._pause(number))
+            time.sleep(self.patience.pause(number))
             with Caught() as caught:
                 return attempt()
             self._tell(caught.error, number)
@@ -214,13 +225,10 @@ class Guard:
 
     # Between attempts
 
-    def _pause(self, attempt: int) -> float:
-        return min(PAUSE * 2.0 ** (attempt - 1), LONGEST_PAUSE) if attempt else 0.0
-
     def _tell(self, error: BaseException | None, attempt: int) -> None:
         self.cause = error
         if attempt < self.patience.retries:
-            pause = self._pause(attempt + 1)
+            pause = self.patience.pause(attempt + 1)
             logger.warning("Rewards: %s; called again in %g s.", self._what_happened(), pause)
 
     def _what_happened(self) -> str:

@@ -22,7 +22,7 @@ from grpo_ext.trust import open_url
 logger = logging.getLogger(__name__)
 
 MAX_REPLY_BYTES = 2**20
-RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+RETRIED_STATUS = frozenset({408, 409, 425, 429})  # and any from 500 on
 
 
 class JudgeError(RuntimeError):
@@ -195,7 +195,8 @@ class Endpoint:
                 wait = _retry_after(error.headers.get("Retry-After"))
             # Neither headers nor body are quoted: a server may repeat the key in them.
             message = f"{self.base_url} answered with status {error.code}"
-            raise (_Retryable(message, wait) if error.code in RETRIED_STATUS else JudgeError(f"{message}.")) from None
+            passing = error.code >= 500 or error.code in RETRIED_STATUS
+            raise (_Retryable(message, wait) if passing else JudgeError(f"{message}.")) from None
         except TimeoutError:
             raise _Retryable(f"{self.base_url} gave no reply within timeout={self.timeout} s") from None
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:

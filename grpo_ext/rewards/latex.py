@@ -5,16 +5,15 @@ Everything here is text to text in linear time; what an answer means is told in 
 
 import re
 
+from grpo_ext.rewards.spellings import FOLD_ALL
+
 MAX_CHARACTERS = 1_000  # a longer answer is compared character by character only
 
-_FOLD = str.maketrans(
-    "−－﹣‐‑–０１２３４５６７８９．／⁄％＄￥（）［］｛｝，：；＝＋", "------0123456789.//%$¥()[]{},:;=+"
-)
 _UNICODE = {
     "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∞": r"\infty ", "π": r"\pi ", "×": r"\times ", "·": r"\cdot ",
     "⋅": r"\cdot ", "÷": "/", "°": r"^{\circ}", "∪": r"\cup ", "±": r"\pm ", "²": "^{2}", "³": "^{3}",
     "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}",
-    "∈": r"\in ", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u3000": " ", "。": "", "、": ", ",
+    "∈": r"\in ", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "。": "", "、": ", ",
 }  # fmt: skip
 _UNICODE_CHARACTER = re.compile("[" + "".join(_UNICODE) + "]")
 _UNICODE_ROOT = re.compile(r"√\s*(?:\(([^()]{1,80})\)|([0-9]{1,30}|[a-z]))")
@@ -80,7 +79,7 @@ def clean(text: str) -> str:
     text = text.strip()
     if len(text) > MAX_CHARACTERS:
         return text
-    text = _without_delimiters(text.translate(_FOLD).replace("\\\\", ROW_END)).strip()
+    text = _without_delimiters(text.translate(FOLD_ALL).replace("\\\\", ROW_END)).strip()
     while boxed := _BOXED.match(text):
         text = boxed[1].strip()
     text = _UNICODE_ROOT.sub(lambda root: rf"\sqrt{{{root[1] or root[2]}}}", text)

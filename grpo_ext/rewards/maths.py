@@ -5,7 +5,7 @@ TRL's `prompts`, which tell whether the problem asks for per cent.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from grpo_ext.rewards.answers import read, same
@@ -20,22 +20,32 @@ _PERCENT = re.compile(
     re.IGNORECASE,
 )
 _PROMPT_CHARACTERS = 20_000
+_MATHEMATICS = frozenset("\\^/=√π∞两半")  # and what `isnumeric` does not know of Chinese
 
 
-def _found(text: str, formats: Sequence[AnswerFormat]) -> str | None:
-    """Return the answer in the first of several formats that a text holds."""
+def _answers(text: str, formats: Sequence[AnswerFormat]) -> Iterator[str]:
+    """Give the answer in each of several formats that a text holds."""
     for row_format in formats:
         answer = row_format.extract(text)
         if answer is not None:
             # "The answer is $\boxed{5}$": what is in the box is the answer
-            return BOXED.extract(answer) or answer
-    return None
+            yield BOXED.extract(answer) or answer
 
 
 def found_answer(text: str, row_format: AnswerFormat, gold: str, lenient: bool) -> str | None:
     """Return the written answer that `correct_math`, or without `lenient` `correct_math_strict`, compares."""
-    found = _found(text, [row_format, BOXED, HASH, SENTENCE, CHINESE] if lenient else [row_format])
-    return last_number(text) if found is None and lenient and _is_number(gold) else found
+    if not lenient:
+        return next(_answers(text, [row_format]), None)
+    answers = _answers(text, [row_format, BOXED, HASH, SENTENCE, CHINESE])
+    if not _is_number(gold):
+        return next(answers, None)
+    # "#### Final answer" is a heading of Markdown
+    return next(filter(_may_be_number, answers), None) or last_number(text)
+
+
+def _may_be_number(answer: str) -> bool:
+    """Tell whether an answer holds a digit, Chinese ones and ½ included, or a sign of mathematics."""
+    return any(character.isnumeric() or character in _MATHEMATICS for character in answer)
 
 
 def asks_for_percent(problem: str) -> bool:
@@ -117,8 +127,9 @@ def correct_math(
     r"""Score 1 where the answer is the gold answer in LaTeX or Chinese, wherever the completion puts it, else 0.
 
     Read are, in this order and down to the first that is there: the asked-for format, the last `\boxed{...}`, the
-    last line `#### ...`, the last "answer is ..." or "answer: ...", the last 答案是 or 答：, and, if the gold answer
-    is a number, the last number of the text. What `correct_math_strict` accepts is accepted here too.
+    last line `#### ...`, the last "answer is ..." or "answer: ...", the last 答案是 or 答：. If the gold answer is a
+    number, words without a digit (`#### Final answer`) are passed over, and the last number of the text is read where
+    nothing else is there. What `correct_math_strict` accepts is accepted here too.
 
     Args:
         completions: B strings, or B lists of messages.

@@ -8,10 +8,9 @@ import re
 from decimal import Decimal
 from fractions import Fraction
 
-Number = Decimal | Fraction
+from grpo_ext.rewards.spellings import CHANGING, FOLD, JOINING
 
-# Signs and digits that look like the ASCII ones. The full-width comma stays: it separates clauses, not thousands.
-_FOLD = str.maketrans("−－﹣‐‑–０１２３４５６７８９．／⁄％＄￥", "------0123456789.//%$¥")
+Number = Decimal | Fraction
 
 _CURRENCY = "$€£¥₹₽₩₪฿₫₦₱¢₴₺₿"
 _FRACTION_COMMAND = re.compile(r"(?<![0-9])\\[dtc]?frac\{([0-9]+)\}\{([0-9]+)\}")
@@ -34,11 +33,7 @@ _WORD = re.compile(r"[^\W\d_]+")
 _SUFFIX_TOKEN = re.compile(
     rf"[^\W\d_]+(?:\^?[23](?![0-9]))?|[\s.,;!?()\[\]*_`\"'“”‘’%°/·，。；！？、（）-]|[{_CURRENCY}]"
 )
-# Words beside a number that change its value or make it one of several, so that it is not simply that number.
-_NOT_A_UNIT = frozenset(
-    "or and to not no minus negative plus over half quarter hundred thousand million billion trillion dozen k bn mn "
-    "squared cubed e i n x y z pi π".split()
-)
+_NOT_A_UNIT = CHANGING | JOINING | frozenset("k bn mn e i n x y z π".split())
 _SHORT_SCALES = frozenset("KMB")
 _CHINESE_SCALE = re.compile(r"[十百万亿萬億半]|千(?![克米])")
 
@@ -127,7 +122,7 @@ def parse_number(text: str) -> Number | None:
     Returns:
         A `Decimal`, or a `Fraction` when the text has a denominator; `None` when the text is not one number.
     """
-    text = _unlatex(text.translate(_FOLD))
+    text = _unlatex(text.translate(FOLD))
     number = None
     for run in _RUN.finditer(text):
         start, end = _digits_of(text, *run.span())
@@ -161,11 +156,7 @@ def _is_dressing(prefix: str, suffix: str) -> bool:
 def _is_unit(word: str) -> bool:
     """Tell whether a word leaves the number beside it as it is. To `re`, `²` and `½` are letters too."""
     letters = word.rstrip("²³")
-    return (
-        letters.isalpha()
-        and letters not in _SHORT_SCALES
-        and _NOT_A_UNIT.isdisjoint((letters.lower(), letters.lower().removesuffix("s")))
-    )
+    return letters.isalpha() and letters not in _SHORT_SCALES and letters.lower() not in _NOT_A_UNIT
 
 
 def _signed_value(plain: str) -> Number | None:
@@ -190,7 +181,7 @@ def last_number(text: str) -> str | None:
     Returns:
         The number in a form that `parse_number` reads.
     """
-    text = _unlatex(text.translate(_FOLD))
+    text = _unlatex(text.translate(FOLD))
     size = len(text)
     tries = 0
     for run in _RUN.finditer(text[::-1]):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from grpo_ext.files import digest
 from grpo_ext.rewards.calculations import check_calculations
 from grpo_ext.rewards.checked import checked
 from grpo_ext.rewards.process_model import load_process_model
@@ -21,7 +22,7 @@ StepRewards = list[list[float | None]]
 ProcessReward = Callable[..., StepRewards]
 Ids = Sequence[int]
 
-# Estimates of a model that does not change are kept, up to so many
+# Estimates of a model that does not change are kept, up to so many, each under a digest of 32 characters
 MOST_CACHED = 200_000
 
 
@@ -87,13 +88,13 @@ class RolloutReward:
     Attributes:
         tools: what the run lends.
         hard: whether any right roll-out counts as all.
-        cache: estimate of each prefix.
+        cache: estimate of each prefix, by its digest.
         stats: numbers of the last call, for the log.
     """
 
     tools: Tools
     hard: bool = False
-    cache: dict[tuple[Any, ...], float | None] = field(default_factory=dict)
+    cache: dict[str, float | None] = field(default_factory=dict)
     stats: dict[str, float] = field(default_factory=dict)
     _random: random.Random = field(default_factory=lambda: random.Random(0), repr=False)
 
@@ -140,9 +141,10 @@ class RolloutReward:
         """
         whole = self._right(prompts, completions, columns, range(len(prompts)))
 
-        def key(row: int, step: Step) -> tuple[Any, ...]:
+        def key(row: int, step: Step) -> str:
             gold = str(columns["answer"][row]) if "answer" in columns else ""
-            return gold, *prompt_ids[row], -1, *completion_ids[row][: step.token + 1]
+            # The ids themselves of many long prefixes would fill memory and checkpoints
+            return digest([gold, [*prompt_ids[row]], [*completion_ids[row][: step.token + 1]]])
 
         prefixes = {
             key(row, step): (row, step) for row, of_row in enumerate(steps) for step in of_row if not step.is_last
@@ -157,7 +159,7 @@ class RolloutReward:
 
     def _estimate(
         self,
-        wanted: dict[tuple[Any, ...], tuple[int, Step]],
+        wanted: dict[str, tuple[int, Step]],
         prompts: Sequence[Any],
         completions: Sequence[Any],
         prompt_ids: Sequence[Ids],
@@ -190,7 +192,7 @@ class RolloutReward:
             "left_out": float(len(wanted) - len(chosen)),
         }
 
-    def _within_budget(self, room: dict[tuple[Any, ...], int]) -> list[tuple[Any, ...]]:
+    def _within_budget(self, room: dict[str, int]) -> list[str]:
         """Prefixes whose longest possible roll-outs fit, a random choice where not all do."""
         budget = self.tools.token_budget
         if budget is None:

@@ -77,10 +77,9 @@ class Limits:
 
 
 class Run(NamedTuple):
-    """How a program ended: its exit status (128 + signal when killed), whether time ran out, what it printed."""
+    """How a program ended: its exit status (128 + signal when killed) and what it printed."""
 
     status: int
-    timed_out: bool
     output: str
 
 
@@ -149,18 +148,7 @@ def run_program(
         raise ValueError(f"isolation is {isolation!r}; choose one of {', '.join(ISOLATIONS)}.")
     if not sys.platform.startswith("linux"):
         raise SandboxError(f"programs can be shut in on Linux only, this is {sys.platform}.")
-    packages = [os.path.abspath(path) for path in packages]
-    job: dict[str, Any] = {
-        **vars(limits),
-        "parent": os.getpid(),
-        "isolation": isolation,
-        "program": program,
-        "harness": _HARNESS,
-        "python": os.path.realpath(sys.executable),
-        "readable": [*_SYSTEM, *_DEVICES, *_interpreter(), *packages],
-        "environment": {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"},
-        "settings": {"packages": packages, "asserts": asserts, "readable": [*_interpreter(), *packages]},
-    }
+    job = _job(program, limits, [os.path.abspath(path) for path in packages], isolation, asserts)
     with ExitStack() as stack:
         if isolation == "hooks":
             job["box"] = os.path.realpath(stack.enter_context(tempfile.TemporaryDirectory(prefix="grpo-ext-box-")))
@@ -178,7 +166,22 @@ def run_program(
                 raise SandboxError(message)
         printed.seek(0)
         output = printed.read(limits.file_bytes).decode("utf-8", "replace")
-    return Run(status, status == sandbox_child.TIMED_OUT, output)
+    return Run(status, output)
+
+
+def _job(program: str, limits: Limits, packages: list[str], isolation: str, asserts: bool) -> dict[str, Any]:
+    """Return what the launcher has to know, as JSON values."""
+    return {
+        **vars(limits),
+        "parent": os.getpid(),
+        "isolation": isolation,
+        "program": program,
+        "harness": _HARNESS,
+        "python": os.path.realpath(sys.executable),
+        "readable": [*_SYSTEM, *_DEVICES, *_interpreter(), *packages],
+        "environment": {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"},
+        "settings": {"packages": packages, "asserts": asserts, "readable": [*_interpreter(), *packages]},
+    }
 
 
 def _interpreter() -> list[str]:

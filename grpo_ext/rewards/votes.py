@@ -4,6 +4,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from grpo_ext.rewards.answers import Answer, read
+from grpo_ext.rewards.code import extract_program
 from grpo_ext.rewards.correctness import lenient_number, strict_number
 from grpo_ext.rewards.formats import AnswerFormat
 from grpo_ext.rewards.maths import found_answer
@@ -29,6 +30,10 @@ def _maths(lenient: bool) -> Vote:
     return vote
 
 
+def _program(text: str, row_format: AnswerFormat, gold: str) -> Hashable:
+    return extract_program(text).strip() or None
+
+
 def _value(answer: Answer) -> tuple[Any, ...]:
     """The structure of an answer with exact values where there are some, and otherwise its text."""
     atom = answer.atom
@@ -42,4 +47,5 @@ VOTES: dict[str, Vote] = {
     "correct": _lenient,
     "correct_math_strict": _maths(False),
     "correct_math": _maths(True),
+    "code": _program,
 }

@@ -7,6 +7,7 @@ from copy import copy
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from grpo_ext.rollouts.ends import length_until_end
 from grpo_ext.rollouts.local import LocalGroups, undecodable
 
 # Tokens of prefixes and continuations that one pass of generation may hold
@@ -97,11 +98,7 @@ class Continuations:
                 attention_mask=torch.tensor(mask, device=device),
                 generation_config=config,
             )[:, width:].tolist()
-        ended = [_until_end(row, self.config.eos_token_id) for row in rows]
+        ends = self.config.eos_token_id
+        known = {ends} if isinstance(ends, int) else set(ends or ())
+        ended = [row[: length_until_end(row, known)] for row in rows]
         return [ended[start : start + count] for start in range(0, len(ended), count)]
-
-
-def _until_end(row: list[int], ends: int | list[int] | None) -> list[int]:
-    """A row up to its first end token, that token included."""
-    known = {ends} if isinstance(ends, int) else set(ends or ())
-    return row[: next((place + 1 for place, token in enumerate(row) if token in known), len(row))]

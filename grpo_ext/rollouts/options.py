@@ -68,7 +68,10 @@ class RolloutOptions(TRLConfig):
     )
     vllm_request_timeout: float = field(
         default=600.0,
-        metadata={"help": "Seconds that one prompt's completions may take before their server counts as dead."},
+        metadata={
+            "help": "Seconds that one prompt's completions, or the loading of an adapter, may take before their "
+            "server counts as dead."
+        },
     )
 
     @property
@@ -246,7 +249,7 @@ class RolloutOptions(TRLConfig):
                 "them against; set vllm_importance_sampling_correction=False."
             )
         # vLLM's search knows the temperature alone
-        plain: dict[str, tuple[Any, ...]] = {"top_p": (1.0,), "top_k": (0, -1), "min_p": (None, 0.0)}
+        plain: dict[str, tuple[Any, ...]] = {"top_p": (1.0,), "top_k": (0, -1, None), "min_p": (None, 0.0)}
         plain |= {"repetition_penalty": (1.0,), "generation_kwargs": (None, {})}
         plain |= {"vllm_structured_outputs_regex": (None,)}
         for field_name, values in plain.items():

@@ -16,6 +16,7 @@ from grpo_ext.ops.kl import KL_CONTROLLERS
 from grpo_ext.ops.masking import masked_sum
 from grpo_ext.rewards.checked import checked
 from grpo_ext.rollouts.checked import checked_rollouts
+from grpo_ext.trainer.advantages import beside_text
 from grpo_ext.trainer.grouped import row_weights
 from grpo_ext.trainer.resume import STATE_FILE
 from grpo_ext.trainer.saving import SavingTrainer
@@ -28,7 +29,8 @@ class GRPOExtTrainer(SavingTrainer):
     """TRL's `GRPOTrainer` with the objectives, advantages and checks of grpo_ext.
 
     Takes the arguments of `trl.GRPOTrainer`. With a `GRPOExtConfig` whose own fields are unset (or with TRL's
-    `GRPOConfig` values in it), TRL's advantages and TRL's loss run, on log-probabilities from our scorer.
+    `GRPOConfig` values in it), TRL's advantages and TRL's loss run. Our scorer makes their log-probabilities on a CPU,
+    and on a GPU with `scoring` "tree"; where it does not serve, TRL's forward pass does.
 
     Raises:
         ValueError: a dataset, reward function or option that cannot work, in one sentence, before anything runs.
@@ -70,7 +72,7 @@ class GRPOExtTrainer(SavingTrainer):
         buffered = self._buffered_inputs
         if not self.model.training or buffered is None or buffered is before:
             return inputs
-        self._log_effective_samples(buffered)
+        self._log_teaching(buffered)
         if not self._may_regroup(buffered):
             return inputs
         # Within one optimiser step the order of rows changes nothing; across steps it would, so rows stay in theirs.
@@ -79,16 +81,28 @@ class GRPOExtTrainer(SavingTrainer):
         self._buffered_inputs = [part for window in windows for part in self._regrouped(window)]
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        # Of a step that an earlier run left in its middle
+        self._kl_of_step = 0.0
+        return super().train(*args, **kwargs)
+
     def _regrouped(self, window: list[dict[str, Any]]) -> list[dict[str, Any]]:
         keys = torch.cat([part["group_ids"] for part in window])
         tokens = torch.cat([part["completion_mask"].sum(1) for part in window])
         return compat.regroup(window, keys, len(window), balanced_order(keys, tokens))
 
-    def _log_effective_samples(self, buffered: list[dict[str, Any]]) -> None:
-        """How many completions of a generation teach, of those of all processes."""
-        sums = [weight_sums(part["advantages"], part["completion_mask"]) for part in buffered]
-        total = self.accelerator.reduce(torch.stack(sums).sum(0), reduction="sum")
-        self._metrics["train"]["effective_samples"].append(effective_samples(total).item())
+    def _log_teaching(self, buffered: list[dict[str, Any]]) -> None:
+        """How many completions of a generation teach, and the share of groups that do not, over all processes."""
+        advantages, mask, groups = (
+            torch.cat([part[name] for part in buffered]) for name in ("advantages", "completion_mask", "group_ids")
+        )
+        sums = torch.vmap(weight_sums)(advantages[:, None], mask[:, None])
+        everyone = self.accelerator.gather(torch.cat([sums, groups[:, None]], dim=1))
+        ids, group_of_row = everyone[:, 2].unique(return_inverse=True)
+        taught = torch.zeros_like(ids).index_add_(0, group_of_row, everyone[:, 0])
+        metrics = self._metrics["train"]
+        metrics["effective_samples"].append(effective_samples(everyone[:, :2].sum(0)).item())
+        metrics["dead_groups"].append((taught == 0).float().mean().item())
 
     def _may_regroup(self, buffered: list[dict[str, Any]]) -> bool:
         """Whether the loss of an optimiser step is the same however its rows are split into micro-batches."""
@@ -97,8 +111,13 @@ class GRPOExtTrainer(SavingTrainer):
             or self.top_entropy_quantile < 1.0
             or self.entropy_coef != 0.0
             or self.use_adaptive_entropy
+            or self.aux_loss_enabled
+            or self._has_dropout()
         )
-        return not depends and "pixel_values" not in buffered[0]
+        # Where neither is a multiple of the other, steps begin and end within the windows of a generation
+        shorter, longer = sorted((self.args.gradient_accumulation_steps, self.args.steps_per_generation))
+        whole_steps = longer % shorter == 0
+        return whole_steps and not depends and "pixel_values" not in buffered[0]
 
     # Loss
 
@@ -115,15 +134,6 @@ class GRPOExtTrainer(SavingTrainer):
 
     def _batch(self, model: Any, inputs: dict[str, Any]) -> tuple[Batch, Tensor | None]:
         """The micro-batch as plain tensors, after the forward pass of the policy."""
-        images = (
-            "pixel_values",
-            "image_grid_thw",
-            "num_images",
-            "pixel_attention_mask",
-            "spatial_shapes",
-            "num_tiles",
-        )
-        others = ("image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids")
         mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
         logps, entropies, aux_loss = self._get_per_token_logps_and_entropies(
             model,
@@ -132,7 +142,7 @@ class GRPOExtTrainer(SavingTrainer):
             inputs["completion_ids"].size(1),
             compute_entropy=True,
             compute_aux_loss=self.aux_loss_enabled,
-            **{name: inputs.get(name) for name in images + others},
+            **beside_text(inputs),
         )
         keep = entropy_mask = None
         if self.top_entropy_quantile < 1.0:
@@ -182,13 +192,13 @@ class GRPOExtTrainer(SavingTrainer):
             rows=len(inputs["completion_ids"]) * parts,
             tokens=tokens,
             parts=parts,
-            group_size=self.num_generations if self.model.training else self.num_generations_eval,
+            group_size=self._group_size,
             max_completion_length=self.max_completion_length,
         )
 
     def _record(self, values: dict[str, Tensor], mask: Tensor) -> None:
         """Log per-token values as means over all processes, under TRL's names."""
-        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics = self._mode_metrics
         for name, value in values.items():
             weight = mask if value.size(1) > 1 else torch.ones_like(value)
             totals = torch.stack([masked_sum(value, weight), weight.sum().to(value.dtype)])

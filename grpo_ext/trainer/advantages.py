@@ -8,11 +8,37 @@ from torch import Tensor
 
 from grpo_ext.groups import Group, grouped
 from grpo_ext.objective import Objective
-from grpo_ext.ops.advantages import SCALES, advantages, advantages_per_reward
+from grpo_ext.ops.advantages import advantages, advantages_per_reward
 from grpo_ext.ops.inclusion import advantages_without_replacement
 from grpo_ext.ops.kl import KL_ESTIMATORS
 from grpo_ext.ops.masking import masked_sum
 from grpo_ext.trainer.guarded import GuardedTrainer
+
+# What TRL's forward takes of a row beside its text
+BESIDE_TEXT = (
+    "pixel_values",
+    "image_grid_thw",
+    "num_images",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "num_tiles",
+    "image_sizes",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "image_position_ids",
+)
+
+
+def beside_text(rows: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a forward pass that rows with images have, and others have not.
+
+    Args:
+        rows: a generation or a micro-batch.
+
+    Returns:
+        Values by TRL's names.
+    """
+    return {name: rows[name] for name in BESIDE_TEXT if rows.get(name) is not None}
 
 
 class AdvantageTrainer(GuardedTrainer):
@@ -38,6 +64,7 @@ class AdvantageTrainer(GuardedTrainer):
         return self._rewards_per_func
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        before = self.state.num_input_tokens_seen
         output = super()._generate_and_score_completions(inputs)
         groups, local = self._groups(inputs), self._local(len(inputs))
         if self.args.kl_in == "reward":
@@ -52,7 +79,9 @@ class AdvantageTrainer(GuardedTrainer):
             output["advantages"] = everyone[local]
             self._log_advantages(everyone)
         if self.model.training:
-            self.generated_tokens += int(self.accelerator.gather(output["completion_mask"].sum()).sum())
+            # TRL counts tokens before it masks completions, and those of tools not at all
+            prompts = int(self.accelerator.gather(output["prompt_mask"].sum()).sum())
+            self.generated_tokens += self.state.num_input_tokens_seen - before - prompts
         output["group_ids"] = groups[local]
         return output
 
@@ -80,7 +109,7 @@ class AdvantageTrainer(GuardedTrainer):
 
     def _groups(self, inputs: list[dict[str, Any]]) -> Tensor:
         """(R,) group index of each row of all processes."""
-        size = self.num_generations if self.model.training else self.num_generations_eval
+        size = self._group_size
         rows = len(inputs) * self.accelerator.num_processes
         if self.args.group_by is None:
             return torch.arange(rows, device=self.accelerator.device) // size
@@ -102,8 +131,8 @@ class AdvantageTrainer(GuardedTrainer):
         rewards = self._total(rewards_per_func)
         rewards = rewards if kl_penalty is None else rewards - kl_penalty
         if self._inclusion is not None and self.model.training:
-            divisor = SCALES[self.args.scale_rewards](rewards, groups, self.args.advantage_eps)
-            return advantages_without_replacement(rewards, groups, *self._inclusion) / divisor
+            # The config takes no scale with them
+            return advantages_without_replacement(rewards, groups, *self._inclusion)
         return advantages(rewards, groups, *axes)
 
     @torch.no_grad()
@@ -115,6 +144,7 @@ class AdvantageTrainer(GuardedTrainer):
             torch.cat([rows["prompt_mask"], rows["completion_mask"]], dim=1),
             rows["completion_ids"].size(1),
             batch_size=self.args.per_device_train_batch_size,
+            **beside_text(rows),
         )
         return logps
 
@@ -128,7 +158,5 @@ class AdvantageTrainer(GuardedTrainer):
         kl = KL_ESTIMATORS[self._objective.kl_estimator](x, torch.ones_like(x))
         mask = output["completion_mask"] * output.get("tool_mask", 1)
         kl_sum = masked_sum(kl, mask, dim=1)
-        self._metrics["train" if self.model.training else "eval"]["kl_in_reward"].append(
-            self.accelerator.gather(kl_sum).mean().item()
-        )
+        self._mode_metrics["kl_in_reward"].append(self.accelerator.gather(kl_sum).mean().item())
         return kl_sum

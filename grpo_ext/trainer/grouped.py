@@ -52,6 +52,9 @@ class GroupTrainer(SamplerTrainer):
             return f"keeps its cache as {self.args.cache_implementation!r}"
         if any(adapter.is_prompt_learning for adapter in self._adapters(self.model)):
             return "has an adapter that acts on prompts"
+        # TRL generates with dropout on, and completions that share their prompt would share its mask
+        if self.args.group_generation == "sampling" and self._has_dropout():
+            return "has dropout"
         return undecodable(self._bare(self.model))
 
     def _check_search(self, strategy: str, reason: str | None) -> None:

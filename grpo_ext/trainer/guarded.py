@@ -76,22 +76,19 @@ class GuardedTrainer(GroupTrainer):
 
     def _count_dead_groups(self) -> None:
         """TRL's share of dead groups leaves out those with less than two rewards, whose deviation is no number."""
-        training = self.model.training
-        size = self.num_generations if training else self.num_generations_eval
+        size = self._group_size
         by_group = self.scale_rewards != "batch" and self.multi_objective_aggregation == "sum_then_normalize"
         if by_group and size > 1:
             scored = (~self._missing).view(-1, size).sum(1)
-            logged = self._metrics["train" if training else "eval"]["frac_reward_zero_std"]
-            logged[-1] += (scored < 2).float().mean().item()
+            self._mode_metrics["frac_reward_zero_std"][-1] += (scored < 2).float().mean().item()
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         inputs = super()._prepare_inputs(generation_batch)
         rows, missing = self._rows, self._unscorable
         self._rows = self._unscorable = 0
         if rows:
-            training = self.model.training
-            self._metrics["train" if training else "eval"][UNSCORABLE].append(missing / rows)
-            if training and missing > self.args.max_unscorable * rows:
+            self._mode_metrics[UNSCORABLE].append(missing / rows)
+            if self.model.training and missing > self.args.max_unscorable * rows:
                 raise RunStopped(
                     f"No reward function scored {missing} of the {rows} completions of a generation, more than "
                     f"`max_unscorable` {self.args.max_unscorable:g}; look at {self._named()}, or raise it."

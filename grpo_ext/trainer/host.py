@@ -47,6 +47,16 @@ class StockTrainer(GRPOTrainer):
         processor: Any = self.processing_class
         return getattr(processor, "tokenizer", processor)
 
+    @property
+    def _group_size(self) -> int:
+        """Completions of a prompt, in training or in evaluation, whichever runs."""
+        return self.num_generations if self.model.training else self.num_generations_eval
+
+    @property
+    def _mode_metrics(self) -> dict[str, list[float]]:
+        """Values for the next row of the log, of training or of evaluation, whichever runs."""
+        return self._metrics["train" if self.model.training else "eval"]
+
     def _noted(self, loss: Tensor) -> Tensor:
         """The loss, counted.
 
@@ -134,7 +144,9 @@ class UnslothTrainer(StockTrainer):
             found = getattr(self.args, name)
             if found == value:
                 continue
-            if name not in EVALUATION and not {value, found} <= set(SAME.get(name, ())):
+            same = SAME.get(name, ())
+            # Some values are lists, which no set holds
+            if name not in EVALUATION and not (value in same and found in same):
                 raise ValueError(f"`{name}` is {value!r}, but Unsloth made it {found!r}; set {name}={found!r}.")
             setattr(self.args, name, value)
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from grpo_ext.compat import load_trained_adapter
-from grpo_ext.models.reference import REFERENCE, renew_reference
+from grpo_ext.models.reference import REFERENCE, reference_weights, renew_reference
 from grpo_ext.randomness import random_states_kept
 from grpo_ext.trainer.resampled import ResampledTrainer
 
@@ -79,7 +79,7 @@ class IterativeTrainer(ResampledTrainer):
     def _check_rounds(self) -> None:
         name = f"`num_rounds` is {self.args.num_rounds}, but"
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError(f"{name} with sharded weights the policy cannot be copied; use DDP or one process.")
+            raise ValueError(f"{name} under FSDP and DeepSpeed the policy is not copied; use DDP or one process.")
 
     def _add_reference(self) -> None:
         """A new adapter has the base model for its reference, which cannot be renewed; so it gets one of its own."""
@@ -97,7 +97,7 @@ class IterativeTrainer(ResampledTrainer):
         """Weights of the reference by name: those of its adapter, or of its model; none where beta is 0."""
         policy = self.accelerator.unwrap_model(self.model)
         if isinstance(policy, PeftModel):
-            return {name: weight for name, weight in policy.named_parameters() if f".{REFERENCE}." in name}
+            return reference_weights(policy)
         return {} if self.ref_model is None else dict(self.accelerator.unwrap_model(self.ref_model).named_parameters())
 
     @torch.no_grad()

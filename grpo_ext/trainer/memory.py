@@ -13,9 +13,10 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from grpo_ext.faults import RunStopped
+from grpo_ext.faults import RunStopped, first_line
 from grpo_ext.scoring.head import Head
-from grpo_ext.trainer.scored import ScoredTrainer, Scores
+from grpo_ext.trainer.packed import PackedTrainer
+from grpo_ext.trainer.scored import Scores
 
 logger = logging.getLogger("grpo_ext")
 
@@ -38,7 +39,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
 
 
-class FittingTrainer(ScoredTrainer):
+class FittingTrainer(PackedTrainer):
     """Halves the rows of a pass that does not fit into memory, and runs it again.
 
     A backward pass that fails has left a part of its gradient, so the step begins anew, from completions that are
@@ -57,6 +58,7 @@ class FittingTrainer(ScoredTrainer):
         # Most rows of a pass and times they were halved, with gradients (True) and without
         self._most_rows: dict[bool, int] = {}
         self._halvings = {True: 0, False: 0}
+        # Rows of the pass that may run out, which a pack has of several micro-batches
         self._tried = 0
         self._whole: str | None = None
         self._mark: Mark | None = None
@@ -112,25 +114,35 @@ class FittingTrainer(ScoredTrainer):
         entropies = [values for _, values in found if values is not None]
         return torch.cat([logps for logps, _ in found]), torch.cat(entropies) if entropies else None
 
-    def _score(self, scorer: str, model: Any, head: Head, *batch: Any) -> Scores:
-        self._tried = len(batch[0])
-        return super()._score(scorer, model, head, *batch)
+    def _score_shared(self, *batch: Any) -> Scores:
+        scores = super()._score_shared(*batch)
+        # The backward of each of its micro-batches may run out while the pack holds its activations
+        self._tried = len(self._shared or scores[0])
+        return scores
+
+    def _score_alive(self, model: Any, head: Head, ids: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        self._tried = len(ids)
+        return super()._score_alive(model, head, ids, *rest)
 
     def _rows_in_pack(self, ids: Tensor, mask: Tensor, keep: int, size: int) -> int:
         rows = super()._rows_in_pack(ids, mask, keep, size)
-        return min(rows, self._most_rows.get(torch.is_grad_enabled(), rows))
+        self._tried = min(rows, len(ids), self._most_rows.get(torch.is_grad_enabled(), rows))
+        return self._tried
 
     def _coming(self, ids: Tensor) -> list[dict[str, Tensor]]:
         found = super()._coming(ids)
         most = self._most_rows.get(True)
-        return found if most is None else found[: max(1, most // len(ids))]
+        found = found if most is None else found[: max(1, most // len(ids))]
+        # The check of the tree takes from all of them
+        self._tried = max(1, len(found)) * len(ids)
+        return found
 
     # Running out
 
     def _indivisible(self, gradient: bool, compute_aux_loss: bool, extra: dict[str, Any]) -> str | None:
         """Why a pass cannot be run in parts, as the end of a sentence, or None."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return "with sharded weights all processes run as many passes"
+            return "under FSDP and DeepSpeed all processes run as many passes"
         if not gradient:
             return None
         if self.accelerator.num_processes > 1:
@@ -215,7 +227,7 @@ class FittingTrainer(ScoredTrainer):
         if mark is None:
             self._give_up(
                 f"Step {self.state.global_step + 1}: memory ran out outside the policy's own passes, for example "
-                f"while completions were made ({_first_line(error)}); lower `per_device_train_batch_size`, "
+                f"while completions were made ({first_line(error)}); lower `per_device_train_batch_size`, "
                 "`num_generations`, `max_completion_length` or `vllm_gpu_memory_utilization`.",
                 error,
             )
@@ -244,7 +256,3 @@ class FittingTrainer(ScoredTrainer):
         for name, values in self._metrics["train"].items():
             if not name.startswith(ONCE):
                 del values[lengths.get(name, 0) :]
-
-
-def _first_line(error: RuntimeError) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

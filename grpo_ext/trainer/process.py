@@ -69,7 +69,7 @@ class ProcessTrainer(AdvantageTrainer):
         name = f"`process_reward` is {self.args.process_reward!r}, but"
         if of_policy and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(
-                f"{name} the policy's weights are sharded, so it cannot roll out on one process; name a "
+                f"{name} under FSDP and DeepSpeed the policy does not roll out on one process; name a "
                 "`process_rollout_model`."
             )
         if (images := self._images()) is not None:
@@ -203,7 +203,7 @@ class ProcessTrainer(AdvantageTrainer):
         return summed_from_the_right(values, ends, num_tokens).float().to(groups.device)
 
     def _log_steps(self, scored: Scored, advantages: Tensor, mask: Tensor) -> None:
-        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics = self._mode_metrics
         rewards = [reward for row in scored for _, reward in row]
         inside = mask.bool()
         high = advantages.masked_fill(~inside, -torch.inf).amax(1)

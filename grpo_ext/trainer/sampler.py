@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import trl
 from torch import Tensor
 
 from grpo_ext.compat import GENERATED
@@ -27,11 +28,18 @@ class SamplerTrainer(FiniteTrainer):
     """
 
     _leaves_out_next_pass = False
+    _left_out = False
     _waiting: dict[str, Any] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._compared: list[tuple[Tensor, Tensor]] = []
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        # Of a step that an earlier run left in its middle
+        self._waiting = None
+        self._compared.clear()
+        return super().train(*args, **kwargs)
 
     def _needs_no_old_pass(self) -> bool:
         once_a_step = self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations)
@@ -48,21 +56,35 @@ class SamplerTrainer(FiniteTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if not self._needs_no_old_pass():
             return super()._generate_and_score_completions(inputs)
-        self._leaves_out_next_pass = True
+        self._leaves_out_next_pass, self._left_out = True, False
         try:
             output = super()._generate_and_score_completions(inputs)
         finally:
             self._leaves_out_next_pass = False
-        if "sampling_per_token_logps" in output:
-            # Made from the placeholder below; the loss makes the real ones
-            del output["old_per_token_logps"], output["importance_sampling_ratio"]
-            for name in METRICS:
-                self._metrics["train"][f"sampling/{name}"].pop()
+        if self._left_out:
+            self._take_out_placeholder(output)
         return output
+
+    def _take_out_placeholder(self, output: dict[str, Any]) -> None:
+        """Remove what TRL made from the placeholder below; the loss makes the real values.
+
+        Raises:
+            RuntimeError: the pass that was left out was not the one for the old policy.
+        """
+        made = {"old_per_token_logps", "importance_sampling_ratio", "sampling_per_token_logps"}
+        if not made <= output.keys() or output["old_per_token_logps"].any():
+            raise RuntimeError(
+                f"TRL {trl.__version__} scores completions in another order than grpo_ext expects, so the pass for "
+                "the old policy cannot be left out; use a version that grpo_ext is tested with, or set "
+                "vllm_importance_sampling_correction=False."
+            )
+        del output["old_per_token_logps"], output["importance_sampling_ratio"]
+        for name in METRICS:
+            self._metrics["train"][f"sampling/{name}"].pop()
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         if self._leaves_out_next_pass and not torch.is_grad_enabled():
-            self._leaves_out_next_pass = False
+            self._leaves_out_next_pass, self._left_out = False, True
             input_ids, _, kept = args[:3]
             return torch.zeros(len(input_ids), kept, device=input_ids.device), None, None
         scores = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)

@@ -1,11 +1,15 @@
 """Checkpoints made under a temporary name: a folder `checkpoint-N` is whole, and older ones are kept until it is."""
 
 import logging
+import os
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from transformers import Trainer
 
@@ -33,6 +37,45 @@ logger = logging.getLogger("grpo_ext")
 
 # Of a trainer whose config has no `max_failed_saves`
 FAILED_SAVES = 2
+# Seconds until what one machine has written is seen on another; a network's file system may take its time
+LATE = 60.0
+
+
+def check_shared(folder: Path, accelerator: Accelerator) -> None:
+    """See that all processes see what the main process writes; all of them call it.
+
+    Args:
+        folder: `output_dir`.
+        accelerator: of the run.
+
+    Raises:
+        ValueError: a process does not see it, on all processes.
+    """
+    if accelerator.num_processes == 1:
+        return
+    mark: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor, mark[0] = tempfile.mkstemp(prefix=".seen-by-all-", dir=folder)
+            os.close(descriptor)
+        except OSError as error:
+            # The others wait
+            logger.warning("Nothing can be written in %s: %s", folder, error)
+    broadcast_object_list(mark, from_process=0)
+    name = None if mark[0] is None else Path(mark[0]).name
+    until = time.monotonic() + LATE
+    while not (seen := name is not None and (folder / name).is_file()) and name and time.monotonic() < until:
+        time.sleep(0.5)
+    everyone = gather_object([seen])
+    if accelerator.is_main_process and name is not None:
+        (folder / name).unlink()
+    if not all(everyone):
+        blind = ", ".join(str(number) for number, saw in enumerate(everyone) if not saw)
+        raise ValueError(
+            f"`output_dir` is {str(folder)!r}, in which the processes {blind} do not see what the main process wrote; "
+            "it must be a folder that all machines share, under the same path."
+        )
 
 
 class WholeCheckpoints(Trainer):
@@ -61,6 +104,7 @@ class WholeCheckpoints(Trainer):
         self.add_callback(self.interrupt)
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        check_shared(Path(str(self.args.output_dir)), self.accelerator)
         chosen = choose(resume_from_checkpoint, str(self.args.output_dir))
         # Also holds the first save back until all have chosen
         names = {"none" if path is None else path.name for path in gather_object([chosen])}

@@ -71,6 +71,9 @@ class SharedForward:
         self._size = len(inputs) // parts
         self._next = 0
 
+    def __len__(self) -> int:
+        return len(self._inputs)
+
     def rows(self, part: int) -> slice:
         """Rows of a micro-batch."""
         return slice(part * self._size, (part + 1) * self._size)

@@ -24,6 +24,8 @@ class VLLMTrainer(PromptTrainer):
 
     args: GRPOExtConfig
     _adapter_of_step: int | None = None
+    # What ended a turn of the generation under way
+    _broken: Exception | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with compat.vllm_generation_from(self._make_vllm_generation):
@@ -53,7 +55,7 @@ class VLLMTrainer(PromptTrainer):
         sampling = Sampling(
             temperature=fields["temperature"],
             top_p=fields["top_p"],
-            top_k=fields["top_k"],
+            top_k=fields["top_k"] or 0,
             min_p=fields["min_p"] or 0.0,
             repetition_penalty=fields["repetition_penalty"],
             max_tokens=fields["max_completion_length"],
@@ -68,32 +70,46 @@ class VLLMTrainer(PromptTrainer):
         engine = getattr(model, "vllm_engine", None)
         return EngineRollouts(*parts, self._engine_options(base, dtype, fields), folder, engine)
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        # With such an engine Unsloth leaves the sync out, as if the adapter were among the weights that are shared
-        shared = self.use_vllm and getattr(self.model, "vllm_engine", None) is not None
-        if shared and self._adapter_of_step != self.state.global_step:
-            self._adapter_of_step = self.state.global_step
-            self.vllm_generation.sync_weights()
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        self._broken = None
+        made = super()._generate(*args, **kwargs)
+        if self.use_vllm:
+            self._stop_if_broken()
+        return made
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
         if not self.use_vllm:
-            return super()._generate_single_turn(*args, **kwargs)
-        problem = found = cause = None
+            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         faults: tuple[type[Exception], ...] = (OSError, SafetensorError, EngineFailed, *compat.vllm_errors())
         try:
-            found = super()._generate_single_turn(*args, **kwargs)
+            self._sync_shared_engine()
+            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         except faults as error:
             if self.accelerator.num_processes > 1 and not isinstance(self.vllm_generation, AdapterRollouts):
                 # TRL's own back end talks to the other processes in the middle of this
                 raise
-            cause = error
+            self._broken = error
+        # Rows that end at once, so that this process comes to where all stop. With tools each has turns of its own.
+        return [self.eos_token_ids[:1] for _ in prompt_ids], [[0.0] for _ in prompt_ids]
+
+    def _sync_shared_engine(self) -> None:
+        """With an engine of Unsloth's fast_inference, Unsloth leaves the sync out, as if the adapter were shared."""
+        if getattr(self.model, "vllm_engine", None) is None or self._adapter_of_step == self.state.global_step:
+            return
+        self._adapter_of_step = self.state.global_step
+        self.vllm_generation.sync_weights()
+
+    def _stop_if_broken(self) -> None:
+        """Stop all processes where one of them has no completions, because a checkpoint is made by all."""
+        problem = None
+        if self._broken is not None:
             problem = (
-                f"Step {self.state.global_step + 1}: vLLM made no completions ({str(error).rstrip('.')}); start it "
-                "again and go on from the checkpoint."
+                f"Step {self.state.global_step + 1}: vLLM made no completions ({str(self._broken).rstrip('.')}); "
+                "start it again and go on from the checkpoint."
             )
-        # All stop, because a checkpoint is made by all
         problem = next((one for one in gather_object([problem]) if one is not None), None)
         if problem is not None:
-            raise RunStopped(problem) from cause
-        return found
+            raise RunStopped(problem) from self._broken
 
     def _check_adapter(self, model: Any) -> None:
         reason = unservable(model)

@@ -137,7 +137,7 @@ def test_a_run_without_unsloth_never_imports_it(hosts: Path) -> None:
 import sys
 from grpo_ext import GRPOExtConfig, GRPOExtTrainer, load_policy
 from grpo_ext.models import save_policy
-import grpo_ext.recipes.grpo, grpo_ext.plan, grpo_ext.doctor
+import grpo_ext.recipes.grpo, grpo_ext.plan.command, grpo_ext.doctor
 print("unsloth" in sys.modules, active_backend())
 """
     assert "False transformers" in python(hosts, IMPORT.splitlines()[0] + code).splitlines()

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+import torch
 import trl
 from packaging.version import Version
 
@@ -61,3 +62,25 @@ def test_unknown_names_and_wrong_sizes_are_named() -> None:
         main(["stepp"])
     with pytest.raises(ValueError, match="`--micro_batch` is 5; it must divide the 64 rows"):
         main(["step", "--micro_batch", "5"])
+
+
+@pytest.mark.parametrize("benchmark", ["generate", "step", "sync"])
+def test_what_leaves_nothing_to_measure_is_refused(
+    benchmark: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="`repeats` is 0; it must be at least 1"):
+        main([benchmark, "--repeats", "0"])
+    # Peak memory and synchronisation go by the name of the device
+    with pytest.raises(SystemExit):
+        main([benchmark, "--device", "cuda:0"])
+    assert "invalid choice: 'cuda:0'" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="`device` is 'cuda', but torch finds no such device here"):
+        main([benchmark, "--device", "cuda"])
+
+
+def test_sizes_of_a_step_are_refused() -> None:
+    with pytest.raises(ValueError, match="`micro_batch` is 0; it must be at least 1"):
+        main(["step", "--micro_batch", "0"])
+    with pytest.raises(ValueError, match=r"`--shared` is 1\.5; it must be from 0 to 1"):
+        main(["step", "--shared", "1.5"])

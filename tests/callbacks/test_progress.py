@@ -49,7 +49,7 @@ def test_other_processes_show_nothing(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_a_training_step_is_logged_with_its_memory(tmp_path: Path, log: Callable[..., None]) -> None:
     callback = MetricsCallback(tmp_path / "metrics.jsonl")
-    log(callback, 1, kl=float("nan"))
+    log(callback, 1, loss=0.1, kl=float("nan"))
     log(callback, 1, training=False, train_loss=0.5)
     first, last = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert first["kl"] is None and 0.05 < first["memory/peak_gib"] < 500

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -71,6 +72,21 @@ def test_it_is_shown_every_so_many_steps(
         if f"Step {step}, one of" in capsys.readouterr().out:
             found.append(step)
     assert found == steps
+
+
+def test_a_step_without_rewards_puts_it_off(
+    groups: list[dict[str, Any]], log: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With `num_iterations` 2 rewards are logged at every other step."""
+    callback, found = SampleCallback(10, lambda: groups), []
+    for begin, end in ((0, 24), (24, 33)):
+        state = SimpleNamespace(global_step=begin)
+        callback.on_train_begin(None, state, None)
+        for step in range(begin + 1, end + 1):
+            log(callback, step, training=step % 2 == 1, loss=0.1)
+            if f"Step {step}, one of" in capsys.readouterr().out:
+                found.append(step)
+    assert found == [1, 11, 21, 31]
 
 
 def test_it_is_silent_elsewhere(

@@ -39,6 +39,7 @@ CONFIG = "trainer/grpo_config.py"
 TRL_NEEDED = (
     Needed(GRPO, "GRPOTrainer._calculate_rewards", ("inputs", "prompts", "completions", "completion_ids_list")),
     Needed(GRPO, "GRPOTrainer._compute_loss", ("model", "inputs")),
+    Needed(GRPO, "GRPOTrainer._generate", ("prompts",)),
     Needed(GRPO, "GRPOTrainer._generate_and_score_completions", ("inputs",)),
     Needed(GRPO, "GRPOTrainer._generate_single_turn", ("prompt_ids", "images")),
     Needed(GRPO, "GRPOTrainer._get_eval_sampler", ("eval_dataset",)),
@@ -74,10 +75,25 @@ TRL_NEEDED = (
     Needed(VLLM, "VLLMGeneration.sync_weights"),
     Needed(VLLM, "VLLMGeneration.generate", ("prompts", "images", "num_generations", "profiler")),
 )
+# Read or set on the trainer.
 TRL_ATTRIBUTES = {
-    (GRPO, "GRPOTrainer"): ("_buffered_inputs", "_logs", "_metrics", "_step", "vllm_generation", "eos_token_ids"),
+    (GRPO, "GRPOTrainer"): (
+        "_buffered_inputs", "_last_world_entropy", "_logs", "_metrics", "_step", "aux_loss_enabled", "beta",
+        "entropy_coef", "environment_factories", "eos_token_ids", "max_completion_length", "min_p",
+        "multi_objective_aggregation", "num_generations", "num_generations_eval", "num_iterations",
+        "off_policy_mask_threshold", "ref_model", "repetition_penalty", "reward_func_names", "reward_funcs",
+        "reward_weights", "rollout_func", "router_aux_loss_coef", "scale_rewards", "temperature", "tools",
+        "top_entropy_quantile", "top_k", "top_p", "use_adaptive_entropy", "use_transformers_continuous_batching",
+        "use_vllm", "vllm_generation", "vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min",
+        "vllm_importance_sampling_correction", "vllm_importance_sampling_mode",
+    ),
     (VLLM, "VLLMGeneration"): ("_dist", "model", "accelerator"),
-}
+}  # fmt: skip
+# Columns that `_generate_and_score_completions` makes.
+TRL_COLUMNS = (
+    "advantages", "completion_ids", "completion_mask", "importance_sampling_ratio", "num_items_in_batch",
+    "old_per_token_logps", "prompt_ids", "prompt_mask", "ref_per_token_logps", "sampling_per_token_logps", "tool_mask",
+)  # fmt: skip
 # Keyword arguments of TRL's one call of VLLMGeneration, which our own back end is made from.
 TRL_KEYWORDS = (
     "model", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_completion_length",
@@ -95,6 +111,8 @@ TRL_FIELDS = (
 )  # fmt: skip
 
 TRANSFORMERS_NEEDED = (
+    # grpo_ext.scoring.attention; there is no public name for what a model's layers attend with
+    Needed("configuration_utils.py", "PreTrainedConfig._attn_implementation"),
     Needed("trainer.py", "Trainer._load_optimizer_and_scheduler", ("checkpoint",)),
     Needed("trainer.py", "Trainer._save_checkpoint", ("model", "trial")),
     Needed("trainer.py", "Trainer._get_output_dir", ("trial",)),
@@ -107,12 +125,12 @@ TRANSFORMERS_NEEDED = (
 )
 TRANSFORMERS_ATTRIBUTES = {
     ("trainer.py", "Trainer"): (
-        "_globalstep_last_logged",
-        "_total_loss_scalar",
-        "_tr_loss",
-        "current_gradient_accumulation_steps",
+        "_globalstep_last_logged", "_total_loss_scalar", "_tr_loss", "accelerator", "args",
+        "callback_handler", "control", "current_flos", "current_gradient_accumulation_steps", "eval_dataset",
+        "is_deepspeed_enabled", "is_fsdp_enabled", "model", "model_wrapped", "processing_class", "state",
+        "train_dataset",
     )
-}
+}  # fmt: skip
 
 
 def wheel(name: str, version: str, folder: Path) -> Path:
@@ -160,9 +178,21 @@ def _refused(function: ast.FunctionDef, names: tuple[str, ...]) -> list[str]:
     return [] if given.vararg and given.kwarg else [name for name in names if name not in known]
 
 
-def _set_on_self(tree: ast.AST) -> set[str]:
+def set_on_self(tree: ast.AST) -> set[str]:
     targets = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)]
     return {node.attr for node in targets if isinstance(node.value, ast.Name) and node.value.id == "self"}
+
+
+def _columns(function: ast.AST | None) -> set[str]:
+    """Keys of the dict `output` that a function makes."""
+    found: set[str] = set()
+    for node in ast.walk(function or ast.Module([], [])):
+        match node:
+            case ast.Assign(targets=[ast.Name(id="output")], value=ast.Dict(keys=keys)):
+                found |= {key.value for key in keys if isinstance(key, ast.Constant)}
+            case ast.Subscript(value=ast.Name(id="output"), slice=ast.Constant(value=str(key)), ctx=ast.Store()):
+                found.add(key)
+    return found
 
 
 def violations(
@@ -171,6 +201,7 @@ def violations(
     attributes: Mapping[tuple[str, str], tuple[str, ...]],
     keywords: tuple[str, ...] = (),
     fields: tuple[str, ...] = (),
+    columns: tuple[str, ...] = (),
 ) -> Iterator[str]:
     """One line for each thing that a host lacks."""
     trees = {file: ast.parse(host[file]) for file in files_of(needed, attributes) if file in host}
@@ -182,11 +213,14 @@ def violations(
             yield f"{one.name} takes no {', '.join(missing)}"
     for (file, owner), names in attributes.items():
         tree = definition(trees[file], owner) if file in trees else None
-        held = set() if tree is None else _set_on_self(tree)
+        held = set() if tree is None else set_on_self(tree)
         yield from (f"{owner} does not set {name}" for name in names if name not in held)
     if keywords:
         passed = {word.arg for call in _calls(trees[GRPO], "VLLMGeneration") for word in call.keywords}
         yield from (f"GRPOTrainer makes VLLMGeneration without {name}" for name in keywords if name not in passed)
+    if columns:
+        made = _columns(definition(trees[GRPO], "GRPOTrainer._generate_and_score_completions"))
+        yield from (f"_generate_and_score_completions makes no column {name}" for name in columns if name not in made)
     if fields:
         config = definition(trees[CONFIG], "GRPOConfig")
         own = {node.target.id for node in ast.walk(config or ast.Module([], [])) if isinstance(node, ast.AnnAssign)
@@ -203,7 +237,7 @@ def _calls(tree: ast.AST, name: str) -> list[ast.Call]:
 
 
 def trl_violations(host: Host) -> list[str]:
-    return list(violations(host, TRL_NEEDED, TRL_ATTRIBUTES, TRL_KEYWORDS, TRL_FIELDS))
+    return list(violations(host, TRL_NEEDED, TRL_ATTRIBUTES, TRL_KEYWORDS, TRL_FIELDS, TRL_COLUMNS))
 
 
 def transformers_violations(host: Host) -> list[str]:

@@ -1,5 +1,6 @@
 """The private names of the hosts that we rely on: in what is installed, and in the wheels of TRL 1.13 to 1.16."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from host_contract import (
     TRANSFORMERS_NEEDED,
     TRL_ATTRIBUTES,
     TRL_NEEDED,
+    definition,
     files_of,
     from_wheel,
     installed,
+    set_on_self,
     transformers_violations,
     trl_violations,
     wheel,
@@ -48,6 +51,22 @@ def test_every_hook_of_our_trainer_is_in_the_contract() -> None:
     assert needed | held >= ALLOWED_HOOKS
 
 
+def test_every_attribute_that_our_trainer_reads_is_in_the_contract() -> None:
+    read: set[str] = set()
+    for path in (ROOT / "grpo_ext" / "trainer").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Attribute(value=ast.Name(id="self" | "trainer"), attr=name):
+                    read.add(name)
+    kinds = {"trl": TRL_ATTRIBUTES, "transformers": TRANSFORMERS_ATTRIBUTES}
+    owners = {"trl": (GRPO, "GRPOTrainer"), "transformers": ("trainer.py", "Trainer")}
+    for package, (file, owner) in owners.items():
+        tree = definition(ast.parse(installed(package, {file})[file]), owner)
+        assert tree is not None
+        missing = read & set_on_self(tree) - {name for kind in kinds.values() for name in kind.get((file, owner), ())}
+        assert not missing, f"{owner} sets {sorted(missing)}"
+
+
 def test_every_private_import_of_compat_is_in_the_contract() -> None:
     text = (ROOT / "grpo_ext" / "compat.py").read_text(encoding="utf-8")
     found = re.findall(r"^from trl\.([\w.]+) import (.+)$", text, re.MULTILINE)
@@ -67,6 +86,8 @@ def test_every_private_import_of_compat_is_in_the_contract() -> None:
         ("def _compute_loss(self, model, inputs)", "def _compute_loss(self, model, rows)", "takes no inputs"),
         ("self._buffered_inputs", "self._buffer", "GRPOTrainer does not set _buffered_inputs"),
         ("repetition_penalty=self.repetition_penalty", "penalty=1", "VLLMGeneration without repetition_penalty"),
+        ("self.ref_model =", "self.reference =", "GRPOTrainer does not set ref_model"),
+        ('output["tool_mask"]', 'output["mask"]', "_generate_and_score_completions makes no column tool_mask"),
     ],
 )
 def test_a_changed_host_fails_in_one_line(old: str, new: str, line: str) -> None:

@@ -117,9 +117,9 @@ def test_every_order_is_drawn_equally_often() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"split": "dev"}, ["split", "'dev'", "'train', 'test'"]),
-        ({"difficulty": "hard"}, ["difficulty", "'hard'", "'two_step'"]),
-        ({"answer_format": "xml"}, ["answer_format", "'xml'", "'boxed'"]),
+        ({"split": "dev"}, ["split", "'dev'", "one of: train, test"]),
+        ({"difficulty": "hard"}, ["difficulty", "'hard'", "two_step"]),
+        ({"answer_format": "xml"}, ["answer_format", "'xml'", "boxed"]),
         ({"size": 0}, ["size is 0", "from 1 to"]),
         ({"size": 10**9, "split": "test"}, ["size is 1000000000", "test problems", "from 1 to"]),
     ],

@@ -243,7 +243,8 @@ def commands_page() -> str:
         "# Commands\n",
         "`grpo-ext COMMAND` is also `python -m grpo_ext COMMAND`. Each command prints the same with `--help`. Exit "
         "code 2 is a wrong call, in one sentence; a run that can be gone on with ends with 130 (Ctrl-C), 75 "
-        "(SIGTERM), 3 (a detector of `--stop_on`) or 70 (a [fault](../how-to/faults.md)).\n",
+        "(SIGTERM), 3 (a detector of `--stop_on`) or 70 (a [fault](../how-to/faults.md)); under `accelerate launch` "
+        "the [launcher ends with 1](../how-to/resume.md#with-several-processes) for all of them.\n",
         WRITTEN,
         *(recipe_part(names, *row) for row, names in shared.items()),
         *(command_part(words, module) for words, module in PARSERS.items()),

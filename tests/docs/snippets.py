@@ -85,7 +85,7 @@ KINDS: dict[str, Callable[[str], None]] = {
     r"python (?!-m)\S+\.py$": _file,
     r"(VLLM_\w+=\S+ )*(vllm serve|python -m vllm\.)": _nothing,
     r"(torchrun|accelerate launch|srun|sbatch|scontrol) ": _paths,
-    r"(export|unset) \w+|\w+=\S+$|cd |mkdir |awk |\. \.venv/": _nothing,
+    r"(export|unset) \w+|\w+=\S+$|cd |mkdir |awk |grep |\. \.venv/": _nothing,
     r"(until|for|while|if|then|do|done|fi|\[)\b|\[ |#SBATCH": _nothing,
 }
 COMMAND = re.compile(r"(?<!\S)(python -m grpo_ext[\w.]*|grpo-ext)(?!\S)((?: [^\n;|&]*)?)")
@@ -110,7 +110,9 @@ def flags_of_ours() -> set[str]:
 def commands(block: Block) -> list[list[str]]:
     """The words of each command of ours in a shell block; a shell variable counts as 8."""
     launched = r"\b(accelerate launch|torchrun)\b[^\n]*? -m grpo_ext"
-    found = COMMAND.findall(re.sub(launched, "python -m grpo_ext", "\n".join(lines(block))))
+    # What pip is told to install is no command
+    text = "\n".join(line for line in lines(block) if not line.startswith("pip "))
+    found = COMMAND.findall(re.sub(launched, "python -m grpo_ext", text))
     return [shlex.split(re.sub(r"\"?\$\{?\w+\}?\"?", "8", start + rest)) for start, rest in found]
 
 

@@ -25,7 +25,7 @@ from grpo_ext.trainer.sampler import METRICS
 PACKAGE = Path(grpo_ext.__file__).parent
 METRICS_PAGE = (DOCS / "reference" / "metrics.md").read_text(encoding="utf-8")
 # What metrics are collected in: TRL's dict of one mode, the name that ours give it, the row of the callback
-METRICS_DICT = re.compile(r"(^|\.)_?metrics(\[.*\])?$|^row$")
+METRICS_DICT = re.compile(r"(^|\.)(_mode)?_?metrics(\[.*\])?$|^row$")
 FROM_TRAINER = re.compile(r"step|epoch|loss|grad_norm|learning_rate|total_flos|train_\w+|eval_\w+")
 
 

@@ -126,12 +126,21 @@ def test_no_spread_is_not_certainty() -> None:
     # (1 - p)^30 = 0.025
     assert (none.value, none.low) == (0.0, 0.0) and (1 - none.high) ** 30 == pytest.approx(0.025)
     assert (every.value, every.high) == (1.0, 1.0) and every.low**30 == pytest.approx(0.025)
+    unseen = 1 - 0.025 ** (1 / 30)
+    # One of four right on every problem: others may have had none, or all
+    quarter = bootstrap_interval([0.25] * 30)
+    assert (quarter.low, quarter.high) == pytest.approx((0.25 - unseen * 0.25, 0.25 + unseen * 0.75))
+    alike = paired_difference([1.0, 0.0] * 15, [1.0, 0.0] * 15)
+    assert (alike.value, alike.p) == (0.0, 1.0) and (alike.low, alike.high) == pytest.approx((-unseen, unseen))
+    # Right against wrong everywhere: an unseen problem may be the other way round
+    better = paired_difference([1.0] * 30, [0.0] * 30)
+    assert (better.value, better.high) == (1.0, 1.0) and better.low == pytest.approx(1 - 2 * unseen)
 
 
 @settings(max_examples=50)
-@given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 50))
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 50))
 def test_for_right_and_wrong_the_test_is_mcnemars(gained: int, lost: int, same: int) -> None:
-    if not gained + lost + same or gained + lost > 14:
+    if not gained + lost + same:
         return
     first = [1.0] * gained + [0.0] * lost + [1.0] * same
     second = [0.0] * gained + [1.0] * lost + [1.0] * same
@@ -140,14 +149,31 @@ def test_for_right_and_wrong_the_test_is_mcnemars(gained: int, lost: int, same: 
     found = paired_difference(first, second, resamples=100)
     assert found.p == pytest.approx(min(1.0, 2 * tail), abs=1e-12)
     assert found.value == pytest.approx((gained - lost) / (total + same), abs=1e-12)
+    # Gaps of another size are the same test
+    halves = paired_difference([0.25 + one / 2 for one in first], [0.25 + one / 2 for one in second], resamples=100)
+    assert halves.p == found.p
+
+
+def test_thousands_of_discordant_problems() -> None:
+    found = paired_difference([1.0] * 1400 + [0.0] * 1200, [0.0] * 1400 + [1.0] * 1200, resamples=100)
+    # Two tails of a normal distribution beyond 199 / sqrt(2600), with the correction for continuity
+    assert found.p == pytest.approx(math.erfc(199 / math.sqrt(2 * 2600)), rel=1e-2)
 
 
 def test_drawn_signs_agree_with_all_signs() -> None:
-    # 30 discordant problems, 21 against 9: McNemar's exact p
-    exact = 2 * sum(math.comb(30, i) for i in range(10)) / 2**30
-    found = paired_difference([1.0] * 21 + [0.0] * 9, [0.0] * 21 + [1.0] * 9, resamples=20_000)
+    # 30 problems, of which 21 gain and 9 lose, every third of them only half: all signs by convolution
+    first = [(0.5 if place % 3 == 0 else 1.0) * (place < 21) for place in range(30)]
+    second = [(0.5 if place % 3 == 0 else 1.0) * (place >= 21) for place in range(30)]
+    ways = Counter({0: 1})
+    for gap in (2 * round(2 * abs(one - other)) for one, other in zip(first, second, strict=True)):
+        ways = Counter({total + sign * gap: 0 for total in ways for sign in (-1, 1)}) + sum(
+            (Counter({total + sign * gap: count for total, count in ways.items()}) for sign in (-1, 1)), Counter()
+        )
+    reached = abs(4 * round(sum(first) - sum(second)))
+    exact = sum(count for total, count in ways.items() if abs(total) >= reached) / 2**30
+    found = paired_difference(first, second, resamples=20_000)
     assert found.p == pytest.approx(exact, abs=4 * math.sqrt(exact / 20_000))
-    assert found.low < 0.4 < found.high and found.low > 0
+    assert found.low < 1 / 3 < found.high and found.low > 0
 
 
 def test_equal_models_rarely_differ_and_pairing_counts() -> None:

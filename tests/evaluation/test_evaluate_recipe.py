@@ -13,6 +13,9 @@ import torch
 from evaluation_words import results, save_adapter, save_tiny, words
 from safetensors.torch import load_file, save_file
 
+from grpo_ext.evaluation.questions import Answer, questions
+from grpo_ext.evaluation.scores import Reading
+from grpo_ext.evaluation.store import write_scored
 from grpo_ext.evaluation.subjects import Subject, subject_named
 from grpo_ext.evaluation.tasks import TASKS
 from grpo_ext.recipes.evaluate import checked, main, parser
@@ -78,8 +81,12 @@ def test_batch_size_and_more_samples_keep_what_is_there(models: tuple[str, str],
         ({"top_p": 1.5}, "`top_p` is 1.5"),
         ({"samples": 0, "no_greedy": True}, "`no_greedy` leaves nothing"),
         ({"engine": "server"}, "`vllm_server_urls` belong together"),
+        ({"vllm_max_model_length": 99}, "`vllm_max_model_length` does nothing with `engine` 'transformers'"),
+        ({"vllm_gpu_memory_utilization": 0.5}, "`vllm_gpu_memory_utilization` does nothing with `engine` 'transf"),
+        ({"vllm_server_urls": ["http://localhost:1"]}, "`dtype` does nothing with `engine` 'server'"),
+        ({"base_model": "other"}, "`base_model` is the base of adapters, and none of the models is one"),
         ({"system_prompt": "x"}, "`system_prompt` is not part of the built-in problems"),
-        ({"split": "dev"}, "split is 'dev'"),
+        ({"split": "dev"}, "split`? is 'dev'"),
     ],
     ids=str,
 )
@@ -133,6 +140,29 @@ def test_other_settings_and_other_weights_are_not_mixed(models: tuple[str, str],
     save_file({name: weight * 1.01 for name, weight in weights.items()}, folder / "adapter_model.safetensors")
     with pytest.raises(ValueError, match="`weights` is"):
         main(words(str(folder), output=output))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.model", "chat_template.jinja"])
+def test_every_file_that_decides_an_answer_is_in_the_fingerprint(name: str, tmp_path: Path) -> None:
+    subject = Subject("m", str(tmp_path))
+    before = subject.fingerprint()
+    (tmp_path / name).write_text("a")
+    found = subject.fingerprint()
+    (tmp_path / name).write_text("b")
+    assert len({before, found, subject.fingerprint()}) == 3
+    (tmp_path / "README.md").write_text("c")
+    (tmp_path / name).write_text("a")
+    assert subject.fingerprint() == found
+
+
+def test_scored_answers_are_replaced_whole(tmp_path: Path) -> None:
+    path, rows = tmp_path / "scored.jsonl", [{"question": name, "prompt": name, "answer": "1"} for name in "qr"]
+    path.write_text("old")
+    asked = questions(rows, greedy=True, samples=0)
+    readings = {"strict": Reading(right={(0, None): 1.0})}  # of one of the two
+    with pytest.raises(KeyError):
+        write_scored(path, asked, [Answer("1", 1, True)] * 2, rows, readings)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_tokenizer_without_a_template(models: tuple[str, str], tmp_path: Path) -> None:

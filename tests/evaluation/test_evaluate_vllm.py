@@ -67,8 +67,8 @@ def test_servers(models: list[str], local: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     with served(models[0], 1, tmp_path, *flags) as started:
         urls = [url for url, _ in started]
-        assert main(words(*models, output=output, vllm_server_urls=urls)) == 0
+        assert main(words(*models, output=output, dtype=None, vllm_server_urls=urls)) == 0
         check_greedy(local, output, models)
         other = save_tiny(tmp_path / "another")
         with pytest.raises(ValueError, match=r"speaks .*tiny, and .* is .*another"):
-            main(words(other, output=tmp_path / "refused", vllm_server_urls=urls))
+            main(words(other, output=tmp_path / "refused", dtype=None, vllm_server_urls=urls))

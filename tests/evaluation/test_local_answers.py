@@ -111,6 +111,20 @@ def test_an_answer_ends_at_its_end_token() -> None:
     assert all(len(answer.text) <= answer.tokens - 1 for answer in ended)
 
 
+def test_a_failure_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = local()
+    made.model.train()
+
+    def interrupted(**options: Any) -> None:
+        assert not made.model.training
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(made.model, "generate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        made.complete(questions(ROWS, greedy=True, samples=0))
+    assert made.model.training
+
+
 def test_the_quick_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     made = local()
     made.model.train()

@@ -250,6 +250,12 @@ TRAINING: tuple[Row, ...] = (
         "test_vllm_that_is_gone_stops",
         ("vllm_server_timeout",),
     ),
+    Row(
+        "adapter",
+        "a full disk while the adapter for the vLLM servers is written",
+        STOPS,
+        "test_vllm_that_is_gone_stops",
+    ),
     Row("engine", "the vLLM engine in this process dies", STOPS, "test_vllm_that_is_gone_stops"),
 )
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_memory import SmallMemory, failing, logged, trained
 from table import Row, by_its_rows
-from tiny_runs import largest_difference, make, weights
+from tiny_runs import early_letters, largest_difference, make, weights
 
 from grpo_ext.faults import RunStopped
 from grpo_ext.ops.aggregation import AGGREGATIONS
@@ -92,6 +92,40 @@ def test_a_shared_pass_becomes_smaller_ones(backward: bool, tiny_folder: Path, t
     small = compared(tiny_folder, tmp_path, fields, tokens=limit, backward=backward)
     assert small.failures >= 1
     assert all(tokens <= limit for _, tokens in small.sizes[-4:])
+
+
+def told_sizes(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """From how many completions to how many, of each halving."""
+    told = [record.getMessage() for record in caplog.records if "memory is too small" in record.getMessage()]
+    return [text.partition("gradients over ")[2].partition(";")[0] for text in told]
+
+
+def test_a_pack_of_single_rows_is_halved(tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    one = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "steps_per_generation": 4}
+    fields = {**one, "scoring": "tree", "scoring_tokens": 10**6, "beta": 0.04, "learning_rate": 0.3}
+    trainer = make(tiny_folder, tmp_path, **fields)
+    seen = SmallMemory(trainer)
+    trainer.train()
+    # The tree packs them into one row
+    limit = min(tokens for _, tokens in seen.sizes) - 1
+    assert compared(tiny_folder, tmp_path, fields, tokens=limit, backward=True).failures == 1
+    assert told_sizes(caplog) == ["4 completions, so from now on one has at most 2"]
+
+
+def test_dead_rows_of_a_pass_are_counted_with_it(
+    tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def one_group_in_two(completions: list[str], **kwargs: Any) -> list[float]:
+        return [0.0 if i % 8 < 4 else value for i, value in enumerate(early_letters(completions))]
+
+    fields = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "scoring": "tree", "max_steps": 1}
+    whole = make(tiny_folder, tmp_path, reward_funcs=one_group_in_two, **fields)
+    seen, wanted = SmallMemory(whole), trained(whole)
+    small = make(tiny_folder, tmp_path, reward_funcs=one_group_in_two, **fields)
+    # The dead rows are scored after the others, without gradient
+    SmallMemory(small, tokens=seen.sizes[0][1] - 1, backward=True)
+    assert largest_difference(wanted, trained(small)) <= 1e-6
+    assert told_sizes(caplog)[0] == "8 completions, so from now on one has at most 4"
 
 
 def test_a_step_over_two_generations_begins_anew_from_both(tiny_folder: Path, tmp_path: Path) -> None:

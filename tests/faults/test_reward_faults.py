@@ -18,6 +18,7 @@ from grpo_ext import GRPOExtConfig
 from grpo_ext.faults import RunStopped
 from grpo_ext.models import tiny_tokenizer
 from grpo_ext.rewards import guard, judge_reward
+from grpo_ext.rewards.guard import Patience
 from grpo_ext.trainer.guarded import UNSCORABLE
 
 NAN, INF = float("nan"), float("inf")
@@ -278,3 +279,27 @@ def test_a_judge_that_all_hangs_on_stops_the_run(
 def test_numbers_that_mean_nothing_are_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         GRPOExtConfig(output_dir=str(tmp_path), **{**QUIET, **fields})
+
+
+def test_patience_beyond_that_of_the_other_processes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def config(retries: int, **fields: Any) -> GRPOExtConfig:
+        patient = {"reward_timeout": 600.0, "reward_retries": retries}
+        return GRPOExtConfig(output_dir=str(tmp_path), **{**QUIET, **patient, **fields})
+
+    monkeypatch.setattr(guard, "PAUSE", 1.0)
+    config(5)
+    monkeypatch.setattr(GRPOExtConfig, "world_size", property(lambda config: 2))
+    # 6 calls of 600 s with 1, 2, 4, 8 and 16 s between them
+    with pytest.raises(ValueError, match="busy for 3631 s, and the others give up after `ddp_timeout` 1800 s; set"):
+        config(5)
+    config(5, ddp_timeout=3632)
+    config(1)
+
+
+@pytest.mark.parametrize(("retries", "pauses"), [(0, 0), (6, 63), (7, 123), (9, 243), (10**9, 63 + 60 * (10**9 - 6))])
+def test_the_longest_wait_by_hand(retries: int, pauses: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "PAUSE", 1.0)
+    assert Patience(2.0, retries).longest() == pauses + 2.0 * (retries + 1)
+    assert Patience(None, retries).longest() == pauses

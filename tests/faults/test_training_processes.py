@@ -68,4 +68,4 @@ def test_what_is_not_split(
     trainer = make(tiny_folder, tmp_path)
     assert trainer._indivisible(gradient, aux, extra) == reason
     trainer.is_fsdp_enabled = True
-    assert trainer._indivisible(gradient, aux, extra) == "with sharded weights all processes run as many passes"
+    assert trainer._indivisible(gradient, aux, extra) == "under FSDP and DeepSpeed all processes run as many passes"

@@ -1,5 +1,7 @@
 """vLLM servers that go away and come back, and those that do not; against a stand-in."""
 
+import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -10,13 +12,16 @@ import pytest
 import torch
 from table import Row, by_its_rows
 from tiny_runs import largest_difference, make, weights
+from vllm_turns import with_tool
 
 from fake_vllm import FakeVLLM, fakes
 from grpo_ext import GRPOExtTrainer, compat
 from grpo_ext.faults import RunStopped
 from grpo_ext.rollouts.vllm.engine import EngineFailed, EngineRollouts
 from grpo_ext.rollouts.vllm.requests import Request
+from grpo_ext.trainer import vllm
 
+HERE = Path(__file__).resolve().parent
 PROBE = [1, 2, 3]
 
 
@@ -79,11 +84,14 @@ def test_vllm_that_is_gone_stops(row: Row, tiny_folder: Path, tmp_path: Path) ->
             if trainer.state.global_step == 2:
                 if row.name == "engine":
                     trainer.vllm_generation.generate = dead
+                if row.name == "adapter":
+                    trainer.vllm_generation.folder.path = tmp_path / "gone"
                 servers[0].answer = "close"
             return inner(inputs)
 
         trainer._generate_and_score_completions = generate
-        reason = "the engine failed: CUDA" if row.name == "engine" else "1 of 1 vLLM servers did not come up within"
+        reasons = {"engine": "the engine failed: CUDA", "adapter": "the adapter could not be written in .*gone: "}
+        reason = reasons.get(row.name, "1 of 1 vLLM servers did not come up within")
         with pytest.raises(RunStopped, match=rf"^Step 3: vLLM made no completions \({reason}") as caught:
             trainer.train()
         assert "Stopped after step 2, which was saved." in caught.value.__notes__[0]
@@ -95,6 +103,39 @@ def test_vllm_that_is_gone_stops(row: Row, tiny_folder: Path, tmp_path: Path) ->
         # What it generated with is the adapter of the checkpoint
         sent = servers[0].weights[-1]
         assert largest_difference({k.replace(".default", ""): v for k, v in before.items()}, sent) == 0.0
+
+
+def test_turns_with_a_tool_are_one_generation(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathered: list[Any] = []
+    monkeypatch.setattr(vllm, "gather_object", lambda found: gathered.append(found) or found)
+    with fakes({"root": str(tiny_folder), "vary": True, "window": 400}) as servers:
+        trainer = with_tool(tiny_folder, tmp_path, servers[0].url, calls=True, max_steps=1)
+        trainer.train()
+        # Two groups, and then the rows that called; the number of turns is that of each process alone
+        assert {body["n"] for body in asked(servers[0])} == {4, 2} and gathered == [[None]]
+
+
+@pytest.mark.slow
+def test_processes_with_other_numbers_of_turns(tiny_folder: Path, tmp_path: Path) -> None:
+    paths = [HERE.parents[1], HERE.parent, HERE, HERE.parent / "trainer", os.environ.get("PYTHONPATH", "")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    with fakes({"root": str(tiny_folder), "vary": True, "window": 400}) as servers:
+        done = subprocess.run(
+            [*command, str(HERE / "vllm_turns.py"), str(tiny_folder), str(tmp_path), servers[0].url],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr[-4000:]
+    ranks: list[dict[str, Any]] = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    assert [rank["turns"] for rank in ranks] == [[0, 0, 1, 1], [0, 1]]
+    for rank in ranks:
+        assert rank["stopped"].startswith("Step 2: vLLM made no completions (no server is up); start it again")
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-1"]
 
 
 def dead(*args: Any, **kwargs: Any) -> None:

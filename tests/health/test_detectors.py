@@ -82,6 +82,7 @@ def test_a_metric_that_nobody_logs_is_no_finding(seed: int, name: str) -> None:
 
 # A threshold is where it is said to be: (metric, detector, threshold) of those that compare a level.
 LEVELS = [
+    ("dead_groups", "dead_groups", "share"),
     ("frac_reward_zero_std", "dead_groups", "share"),
     ("kl", "kl_drift", "limit"),
     ("clip_ratio/region_mean", "clip_saturation", "limit"),
@@ -102,6 +103,16 @@ def test_a_level_is_found_from_its_threshold_on(metric: str, name: str, threshol
     (found,) = findings([{metric: 1.01 * limit}] * window, detectors=watching)
     assert (found.detector, found.step) == (name, window)
     assert found.value == pytest.approx(1.01 * limit)
+
+
+def test_dead_groups_are_those_of_the_advantages() -> None:
+    """Under a process reward, or after resampling, groups with equal outcome rewards teach."""
+    equal = {"frac_reward_zero_std": 1.0, "reward": 0.5}
+    assert not findings([{**equal, "dead_groups": 0.1}] * 20)
+    (found,) = findings([{**equal, "dead_groups": 1.0, "resampling/rounds": 3.0}] * 20)
+    assert found.severity == "critical" and "resampling" not in found.message
+    (found,) = findings([equal] * 20)
+    assert found.message.endswith("`num_generations`, or set `resampling`.")
 
 
 def test_a_gradient_is_compared_with_those_before() -> None:

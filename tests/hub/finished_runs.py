@@ -53,8 +53,15 @@ def adapted(base: Path, seed: int = 5) -> PeftModel:
 
 
 def summary_of(folder: Path, base: Path | str, **more: Any) -> dict[str, Any]:
-    return {
-        "before": {"accuracy": 0.25, "accuracy_lenient": 0.3125, "mean_length": 20.0, "problems": 64},
+    sides = {
+        "before": {
+            "accuracy": 0.25,
+            "accuracy_interval": [0.14, 0.36],
+            "accuracy_lenient": 0.3125,
+            "accuracy_lenient_interval": [0.2, 0.42],
+            "mean_length": 20.0,
+            "problems": 64,
+        },
         "after": {
             "accuracy": 0.5,
             "accuracy_interval": [0.39, 0.61],
@@ -63,6 +70,10 @@ def summary_of(folder: Path, base: Path | str, **more: Any) -> dict[str, Any]:
             "mean_length": 18.0,
             "problems": 64,
         },
+    }
+    return {
+        **sides,
+        "evaluations": {str(more.get("dataset", "gsm8k")): sides},
         "steps": 12,
         "model": str(base),
         "dataset": "gsm8k",

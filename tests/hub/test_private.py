@@ -36,7 +36,8 @@ RECIPE = "python -m grpo_ext.recipes.gsm8k"
         ("--output_dir runs/alma_k-kiln-3", "--output_dir runs/_-_"),
         (f"--run_name {TOKEN}", "--run_name _"),
         ("--system_prompt 'be brief' --seed 1", "--system_prompt 'be brief' --seed 1"),
-        ("--system_prompt don't --seed 1", "--system_prompt 'don'\"'\"'t' --seed 1"),
+        ("--system_prompt 'don'\"'\"'t' --seed 1", "--system_prompt 'don'\"'\"'t' --seed 1"),
+        ("--hub-token x --seed 1", "--seed 1"),
     ],
 )
 def test_commands(command: str, public: str) -> None:

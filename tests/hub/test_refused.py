@@ -1,5 +1,6 @@
 """Uploads that are refused here or by the hub: names, tokens, files that must not leave, each in a sentence."""
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from fake_hub import TOKEN, FakeHub
 from grpo_ext.hub.push import push_run
+from grpo_ext.hub.run import read_run
 
 
 def test_without_a_token(hub: FakeHub, run: Path) -> None:
@@ -55,6 +57,21 @@ def test_no_finished_run(hub: FakeHub, run: Path, broken: Any, said: str) -> Non
     broken(run)
     with pytest.raises(OSError, match=said):
         push_run(run, target())
+
+
+def test_a_run_that_trained_no_policy(hub: FakeHub, run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps({**summary, "dataset": None}))
+    with pytest.raises(ValueError, match=r"is not the run of a policy, its summary.json names no `dataset`"):
+        push_run(run, target())
+    (run / "summary.json").write_text(json.dumps(summary))
+    model = (run / "adapter").rename(run / "model")
+    (model / "config.json").write_text('{"architectures": ["LlamaForSequenceClassification"]}')
+    with pytest.raises(ValueError, match="model' holds a LlamaForSequenceClassification, which generates no text"):
+        push_run(run, target())
+    assert hub.asked == [] and not (run / "to_push").exists()
+    (model / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
+    assert read_run(run).kind == "model"
 
 
 def test_pickled_weights_are_refused_by_name(hub: FakeHub, run: Path) -> None:

@@ -2,12 +2,14 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 
 from grpo_ext.models import load_policy, tiny_policy
+from grpo_ext.models import policy as loading
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,29 @@ def test_weights_have_the_asked_for_type_and_adapters_float32(tiny_folder: str, 
     assert {kind for name, kind in types.items() if "lora_" not in name} == {getattr(torch, dtype)}
     assert {name for name, p in model.named_parameters() if p.requires_grad} == {n for n in types if "lora_" in n}
     assert tokenizer.padding_side == "left"
+
+
+@pytest.mark.parametrize("zero3", [False, True])
+def test_zero_3_places_the_weights_itself(tiny_folder: str, zero3: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # DeepSpeed is not installed, so only what transformers is asked for
+    given: list[dict[str, Any]] = []
+
+    def opened(*args: Any, **options: Any) -> torch.nn.Module:
+        given.append(options)
+        return tiny_policy(seed=1)[0]
+
+    monkeypatch.setattr(loading, "opened", opened)
+    monkeypatch.setattr(loading, "is_deepspeed_zero3_enabled", lambda: zero3)
+    load_policy(tiny_folder, device="cpu")
+    # transformers refuses a map with ZeRO-3
+    assert [options.get("device_map") for options in given] == [None if zero3 else {"": "cpu"}]
+
+
+@pytest.mark.parametrize(("rank", "seen", "place"), [("3", 1, "cuda:0"), ("3", 4, "cuda:3"), ("5", 4, "cuda:1")])
+def test_a_process_takes_a_gpu_that_it_sees(rank: str, seen: int, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    assert loading.first_gpu() == place
 
 
 def test_auto_means_the_type_the_weights_were_saved_in(tiny_folder: str) -> None:

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from grpo_ext.models import tiny_policy
-from grpo_ext.models.reference import REFERENCE, renew_reference
+from grpo_ext.models.reference import REFERENCE, reference_weights, renew_reference
 
 
 @torch.no_grad()
@@ -26,6 +26,7 @@ def logits(policy: torch.nn.Module) -> torch.Tensor:
 def test_the_reference_becomes_the_policy(fields: dict) -> None:
     policy = get_peft_model(tiny_policy()[0], LoraConfig(r=2, **fields)).eval()
     generator = torch.Generator().manual_seed(0)
+    assert reference_weights(policy) == {}
     for _ in range(2):
         with torch.no_grad():
             for weight in policy.parameters():
@@ -35,6 +36,7 @@ def test_the_reference_becomes_the_policy(fields: dict) -> None:
         trained = logits(policy)
         renew_reference(policy)
         assert {name for name, weight in policy.named_parameters() if weight.requires_grad} == before
+        assert {name.replace(REFERENCE, "default") for name in reference_weights(policy)} == before
         policy.set_adapter(REFERENCE)
         assert torch.equal(logits(policy), trained)
         policy.set_adapter("default")

@@ -1,5 +1,7 @@
 """Which token pads, and the character tokenizer that the tests of other rooms rely on."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +11,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from grpo_ext.models import PLAIN_CHAT_TEMPLATE, tiny_policy, tiny_tokenizer
-from grpo_ext.models.tokenizer import choose_pad_token, prepare_tokenizer
+from grpo_ext.models.tokenizer import choose_pad_token, prepare_tokenizer, settle_template
 
 CHAT = [{"role": "user", "content": "1 + 2?"}, {"role": "assistant", "content": "3"}]
 
@@ -103,3 +105,20 @@ def test_a_tiny_adapter_starts_as_the_identity() -> None:
     adapted, bare = tiny_policy(lora_r=2)[0], tiny_policy()[0]
     torch.testing.assert_close(adapted(ids).logits, bare(ids).logits, rtol=1e-6, atol=1e-6)
     assert {n.split(".")[-2] for n, p in adapted.named_parameters() if p.requires_grad} == {"default"}
+
+
+@pytest.mark.parametrize(
+    ("values", "begins"),
+    [(None, "thinks, None"), ({}, "thinks, None"), ({"thinking": False, "by": "a 'b'"}, "answers, a 'b'")],
+)
+def test_values_of_the_template_hold_for_all_who_render(values: dict[str, Any] | None, begins: str) -> None:
+    tokenizer = tiny_tokenizer()
+    said = (
+        "{{ 'answers' if thinking is defined and not thinking else 'thinks' }}, {{ by if by is defined else None }}: "
+    )
+    tokenizer.chat_template = said + str(tokenizer.chat_template)
+    plain = tiny_tokenizer().apply_chat_template(CHAT, tokenize=False)
+    settle_template(tokenizer, values)
+    assert tokenizer.apply_chat_template(CHAT, tokenize=False) == f"{begins}: {plain}"
+    # Training passes the same values
+    assert tokenizer.apply_chat_template(CHAT, tokenize=False, **(values or {})) == f"{begins}: {plain}"

@@ -105,7 +105,7 @@ def test_trainer_with_an_own_objective_equals_trl(
         bf16=False,
         report_to="none",
         loss_type=loss_type,
-        kl_against="reference",  # TRL's own choice, named, makes ours run
+        kl_in="loss",  # TRL's own choice, named, makes ours run
         epsilon_high=1.3 if loss_type == "cispo" else 0.3,
         num_generations=2,
         per_device_train_batch_size=ROWS,

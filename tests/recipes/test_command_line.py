@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,15 @@ import yaml
 
 from grpo_ext.cli import parse
 from grpo_ext.flags import names_a_run
+from grpo_ext.plan import memory
+from grpo_ext.plan.memory import Load
+from grpo_ext.plan.shape import find_shape
 from grpo_ext.presets import PRESETS
 from grpo_ext.recipes.grpo import DEFAULTS, RecipeArguments
 from grpo_ext.recipes.gsm8k import QUICKSTART
 
 ROOT = Path(__file__).resolve().parents[2]
-# Those of the recipe rlhf have fields of their own, see test_rlhf_recipe.py
+# Those of the recipe rlhf have fields of their own, see test_rlhf_words.py
 YAMLS = [path for path in sorted((ROOT / "recipes").rglob("*.yaml")) if path.parent.name not in ("rlhf", "accelerate")]
 # What rewards steps, and rounds
 VARIANTS = {"outcome": (None, 1), "process": ("model", 1), "iterative": (None, 2)}
@@ -77,17 +81,53 @@ def test_every_yaml_parses_to_what_it_says(path: Path, tmp_path: Path) -> None:
     assert first == f"# python -m grpo_ext.recipes.{path.parent.name} --config {path.relative_to(ROOT)}"
 
 
-@pytest.mark.parametrize("name", ["gsm8k/deepseekmath", *(f"deepseekmath/{kind}" for kind in VARIANTS)])
-def test_deepseekmath_yaml_is_the_paper(name: str, tmp_path: Path) -> None:
-    args, config = read("--config", str(ROOT / "recipes" / f"{name}.yaml"), "--output_dir", str(tmp_path))
-    assert (config.num_generations, config.beta, config.learning_rate) == (64, 0.04, 1e-6)
-    assert (config.max_completion_length, config.generation_batch_size, config.num_iterations) == (1024, 1024, 1)
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_deepseekmath_yaml_is_the_paper(kind: str, tmp_path: Path) -> None:
+    path = ROOT / "recipes" / "deepseekmath" / f"{kind}.yaml"
+    args, config = read("--config", str(path), "--output_dir", str(tmp_path))
+    # An adapter takes a larger step
+    assert config.learning_rate == (1e-5 if args.lora_r else 1e-6)
+    assert (config.num_generations, config.beta, config.max_completion_length) == (64, 0.04, 1024)
+    rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    # One update for all generations of a step
+    assert (8 * rows, config.num_iterations) == (1024, 1)
+    assert config.gradient_accumulation_steps % config.steps_per_generation == 0
     assert (config.use_bias_correction_kl, config.loss_type, config.scale_rewards) == (False, "grpo", "group")
-    if name.startswith("deepseekmath/"):
-        assert (args.dataset, args.eval_datasets) == ("gsm8k+math", ["gsm8k", "math", "cmath"])
-    assert (config.process_reward, config.num_rounds) == VARIANTS.get(name.partition("/")[2], (None, 1))
+    assert (args.dataset, args.eval_datasets) == ("gsm8k+math", ["gsm8k", "math", "cmath"])
+    assert (config.process_reward, config.num_rounds) == VARIANTS[kind]
     if config.num_rounds > 1:
         assert (args.reward_funcs, args.reward_replay, args.reward_learning_rate) == ([], 0.1, 2e-5)
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_deepseekmath_yaml_fits_eight_gpus_of_80_gb(kind: str, tmp_path: Path) -> None:
+    path = ROOT / "recipes" / "deepseekmath" / f"{kind}.yaml"
+    args, config = read("--config", str(path), "--output_dir", str(tmp_path))
+    shape = find_shape(args.model_name_or_path)
+    _, second, *_ = path.read_text().splitlines()
+    assert second.startswith("# accelerate launch --config_file recipes/accelerate/")
+    # One process alone cannot make half a group
+    parts_of_a_step = int(re.findall(r"--steps_per_generation (\d)", second)[0]) if config.process_reward else 4
+    assert config.steps_per_generation == 4
+    rows = config.per_device_train_batch_size * parts_of_a_step
+    sizes = {"rank": args.lora_r, "reference": True, "group": 64, "generated": rows, "completion_tokens": 1024}
+    load = Load(dtype=args.dtype, **sizes)
+    held = memory.weights(shape, load) + sum(memory.trained(shape, load).values())
+    # FSDP2 cuts these up, and puts 16-bit weights together to generate; DDP holds them, and the reward model
+    low = memory.weights(shape, replace(load, dtype="bfloat16"))
+    held = held + low if args.lora_r else held / 8 + low
+    cache = memory.generation(shape, replace(load, dtype="bfloat16"))
+    # Saved by its recipe in float32, and whole on each
+    scorer = memory.weights(shape, replace(load, dtype="float32")) if config.process_reward == "model" else 0.0
+    assert held + cache + scorer + memory.RUNTIME["cuda"] < 76e9
+    found = [int(size) for size in re.findall(r"(\d+) GB of\b", path.read_text())]
+    parts = [scorer, held - low, low, cache] if scorer else [held - low, low, cache]
+    assert found[-len(parts) :] == [round(part / 1e9) for part in parts]
+
+
+def test_no_two_recipes_write_the_same_folder() -> None:
+    folders = [yaml.safe_load(path.read_text())["output_dir"] for path in YAMLS]
+    assert len(folders) == len(set(folders)) and len(folders) == len(YAMLS)
 
 
 @pytest.mark.parametrize(

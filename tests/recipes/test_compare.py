@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from tiny_recipe import words as tiny_words
 
+from grpo_ext.callbacks import forget_logs
 from grpo_ext.recipes import compare
 from grpo_ext.recipes.gsm8k import main as gsm8k
+from grpo_ext.recipes.named_files import named_files
 from grpo_ext.report.comparison import Comparison, Outcome, interval, table
 
 
@@ -63,16 +65,59 @@ def test_refused_before_the_first_run(flags: list[str], message: str, tmp_path: 
     assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
 
 
+def test_a_run_is_finished_while_its_files_are_as_it_read_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.jsonl").write_text('{"question": "1+1?", "answer": 2}\n')
+    Path("base.yaml").write_text("beta: 0.1\nsft_dataset: mine.jsonl\neval_datasets: [gsm8k, mine.jsonl]\n")
+    words = ["--config=base.yaml", "--system_prompt", "x" * 5000, "--seed", "1"]
+    files = named_files(words)
+    assert list(files) == ["base.yaml", "mine.jsonl"] == list(named_files(["--config", "base.yaml", "--seed", "1"]))
+    summary = {"after": {"accuracy": 0.5}, "command": "c", "files": files}
+    Path("summary.json").write_text(json.dumps(summary))
+    assert compare.is_finished(tmp_path, "c", files) and not compare.is_finished(tmp_path, "d", files)
+    for name in files:
+        text = Path(name).read_text()
+        Path(name).write_text(text + "\n")
+        assert not compare.is_finished(tmp_path, "c", named_files(words))
+        Path(name).write_text(text)
+    Path("summary.json").write_text(json.dumps({"after": {"accuracy": 0.5}, "command": "c"}))
+    assert compare.is_finished(tmp_path, "c", {}) and not compare.is_finished(tmp_path, "c", files)
+
+
+def test_a_back_end_is_left_to_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_run(args: Any, variant: str, seed: int, more: list[str]) -> Outcome:
+        assert more == ["--backend", "unsloth"]
+        return outcome(variant, seed, 0.25, 0.5)
+
+    monkeypatch.setattr(compare, "one_run", one_run)
+    folder = tmp_path / "runs"
+    assert compare.main(["--seeds", "0", "--output_dir", str(folder), "--backend", "unsloth"]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == [f"comparison.{kind}" for kind in ("json", "md", "png")]
+
+
+def test_a_fresh_run_begins_without_the_end_of_another(tmp_path: Path) -> None:
+    for name in ("summary.json", "learning_curve.png", "metrics.jsonl", "log.txt"):
+        (tmp_path / name).write_text("{}")
+    forget_logs(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
+
+
 def test_a_run_ends_with_the_step_that_reaches_its_tokens(tiny_folder: Path, tmp_path: Path) -> None:
     # 4 completions of at most 8 tokens a step
     budget = {"max_steps": 20, "max_generated_tokens": 90}
-    assert gsm8k(tiny_words(tiny_folder, tmp_path / "run", **budget)) == 0
+    file = tmp_path / "base.yaml"
+    file.write_text("logging_steps: 1\n")
+    words = [*tiny_words(tiny_folder, tmp_path / "run", **budget), "--config", str(file)]
+    assert gsm8k(words) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "generated_tokens" in row]
     made = [4 * row["completions/mean_length"] for row in rows]
     assert [row["generated_tokens"] for row in rows] == pytest.approx([sum(made[: i + 1]) for i in range(len(made))])
     assert rows[-2]["generated_tokens"] < 90 <= rows[-1]["generated_tokens"] and len(rows) < 20
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["after"] is not None
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["after"] is not None and summary["files"] == named_files(words) and str(file) in summary["files"]
 
 
 @pytest.mark.slow

@@ -43,6 +43,21 @@ def test_leaves_everything_it_promises(tiny_folder: Path, tmp_path: Path, capsys
     assert "reward=" in printed.err
 
 
+def test_programs_with_tests(tiny_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "programs.jsonl"
+    row = {"prompt": "Print 6.", "tests": [{"input": "", "output": "6"}]}
+    file.write_text("".join(json.dumps({**row, "level": level}) + "\n" for level in range(4)))
+    own = {"dataset": file, "eval_datasets": file, "eval_size": 2, "train_size": 4, "reward_funcs": "code"}
+    given = words(tiny_folder, tmp_path / "run", **own, max_steps=1, max_completion_length=6)
+    with pytest.raises(ValueError, match=r"`sft_steps` learns worked answers, and `dataset` .* has rows with neither"):
+        main(given)
+    assert main([*given, "--sft_steps", "0"]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["after"]["accuracy"] == 0.0 and summary["after"]["problems"] == 2
+    (logged, *_) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(logged)["rewards/code/mean"] == 0.0
+
+
 def test_full_fine_tuning_saves_a_model(tiny_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     assert main(words(tiny_folder, output, lora_r=0, preset="dr_grpo", max_steps=1)) == 0

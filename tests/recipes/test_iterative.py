@@ -1,7 +1,9 @@
 """The reward model of a run with rounds: trained on the policy's own answers, with replay, and taken up again."""
 
 import json
+import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -151,6 +153,17 @@ def test_without_pairs_a_later_round_keeps_the_model(
     assert [row["new_pairs"] > 0 for row in reward.history] == [True, False, False]
     assert reward.state()["reward_model"].endswith("rounds/round-1/reward_model")
     assert capsys.readouterr().out.count("it stays as it is") == 2
+
+
+@pytest.mark.parametrize(("processes", "timeout", "told"), [(2, 1800, True), (2, 86400, False), (1, 1800, False)])
+def test_others_that_wait_for_the_pairs(
+    processes: int, timeout: int, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    reward = object.__new__(ReplayedReward)
+    reward._args = RoundRewardArguments(reward_problems=4096)
+    with caplog.at_level(logging.WARNING, "grpo_ext"):
+        reward._warn_of_waiting(SimpleNamespace(world_size=processes, ddp_timeout=timeout))
+    assert ("draws 4096 x 8 answers while the others wait" in caplog.text) == told
 
 
 def test_a_named_reward_stands_beside_the_model() -> None:

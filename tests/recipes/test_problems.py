@@ -2,10 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from datasets import Dataset
 
+from grpo_ext.data.sets import SETS
 from grpo_ext.data.sources import DATA_FOLDER_VARIABLE
+from grpo_ext.evaluation.questions import Answer, questions
+from grpo_ext.evaluation.scores import read_answers
 from grpo_ext.plan.batch import problems_in
 from grpo_ext.recipes.arguments import RecipeArguments
 from grpo_ext.recipes.problems import COLUMNS, DATASETS, TRAINED_ON, load_problems, problems_named
@@ -34,6 +39,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", DATASETS)
 def test_each_row_of_the_table(name: str, data: None) -> None:
     row = DATASETS[name]
+    assert all(SETS[part].split == (DATASETS[part].test) for part in row.parts or (name,))
     assert row.answer_format in ANSWER_FORMATS and row.reward in REWARDS and set(row.measures) <= set(REWARDS)
     args = RecipeArguments(dataset=name if name in TRAINED_ON else "gsm8k")
     for split in ("train", "test") if name in TRAINED_ON else ("test",):
@@ -80,6 +86,56 @@ def test_files_of_the_users(data: None, tmp_path: Path) -> None:
     # The warm-up speaks the format that is trained
     args = RecipeArguments(dataset=train, eval_datasets=[test], sft_dataset="gsm8k")
     assert load_problems(args, "train", 1, 0, args.sft_dataset)[0]["answer_format"] == row.answer_format != "hash"
+
+
+TESTED = [
+    {"question": "Print twice the number.", "tests": [{"input": "3", "output": "6"}], "level": {"of": 1}},
+    {"question": "Print the number.", "tests": [{"input": "3", "output": "3"}], "solution": "print(input())"},
+]
+
+
+def test_programs_are_judged_by_their_tests(tmp_path: Path) -> None:
+    file = tmp_path / "programs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in TESTED))
+    args = RecipeArguments(dataset=str(file), eval_datasets=[str(file)])
+    row = problems_named("dataset", str(file))
+    assert args.reward_funcs == ["code"] == [row.reward] and row.measures == ("code", "code")
+    rows = load_problems(args, "train", None, 0)
+    # No answer, so no format is asked for; other columns stay, also those that the first row lacks
+    assert rows["prompt"] == [[{"role": "user", "content": made["question"]}] for made in TESTED]
+    assert rows["tests"] == [made["tests"] for made in TESTED] and rows["solution"] == ["", "print(input())"]
+    assert rows["level"] == [{"of": 1}, None]
+    programs = ["```python\nprint(2 * int(input()))\n```", "print(2)"]
+    assert REWARDS["code"](programs, **rows[:]) == [1.0, 0.0]
+    asked = questions(list(rows), greedy=True, samples=2)
+    answers = [Answer(programs[question.problem], 9, True) for question in asked]
+    found = read_answers(asked, answers, list(rows), "code")
+    assert [found.right[problem, sample] for problem in (0, 1) for sample in (None, 0)] == [1.0, 1.0, 0.0, 0.0]
+    assert found.votes[0, 0] == "right" and found.votes[1, 0] == "print(2)"
+
+
+def test_columns_of_a_file_stay_or_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "own.jsonl"
+
+    def load(*rows: dict[str, Any]) -> Dataset:
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return load_problems(RecipeArguments(dataset=str(file), eval_datasets=["gsm8k"]), "train", None, 0)
+
+    rows = load({"problem": "1+1?", "target": 2, "source": "a"}, {"problem": "2?", "target": 2, "language": "de"})
+    assert rows.column_names == [*COLUMNS, "source", "language"] and rows["language"] == [None, "de"]
+    for bad, message in (
+        (
+            {"tests": ["assert True"]},
+            r"own.jsonl mixes types .* line 2, column 'tests\[\]', holds a str, and before st",
+        ),
+        ({"tests": None}, r"row 1: columns 'question' and 'tests' must both hold something"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(TESTED[0], {"question": "?", **bad})
+    with pytest.raises(
+        ValueError, match=r"row 1: columns 'question' and 'answer' or 'tests' must both hold something"
+    ):
+        load({**TESTED[0], "answer": "6"}, {"question": "?", "answer": ""})
 
 
 def test_refusals(tmp_path: Path) -> None:

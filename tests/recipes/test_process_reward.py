@@ -16,6 +16,7 @@ from grpo_ext.recipes.process_reward import (
     label_changed,
     label_sampled,
     main,
+    told,
 )
 from grpo_ext.recipes.process_training import Example, accuracy, train
 from grpo_ext.rewards.calculations import check_calculations
@@ -44,8 +45,19 @@ def test_a_classifier_learns_labels(tiny_folder: Path) -> None:
     losses = train(model, tiny_tokenizer(), marked(192, seed=0), 3, 16, 5e-3)
     after = accuracy(reader, held_out)
     assert len(losses) == 36 and losses[-1] < 0.1 < losses[0]
+    assert before is not None and after is not None
     assert before["accuracy"] < 0.8 < 0.95 < after["accuracy"]
     assert after["steps"] == 128 and 0.5 <= after["majority"] < 0.65
+
+
+def test_nothing_held_out_is_not_measured_and_a_constant_is_warned_of(tiny_folder: Path) -> None:
+    model = AutoModelForTokenClassification.from_pretrained(tiny_folder, num_labels=2, dtype=torch.float32)
+    reader = ModelReward(model, tiny_tokenizer())
+    found = accuracy(reader, [Example("q", ["ab", "c"], [None, None])])
+    assert found is None and "not measured" in told(found) and "Warning" not in told(found)
+    half = {"accuracy": 0.5, "majority": 0.5, "steps": 2}
+    assert "50.0% of 2 steps" in told(half) and "no better than a constant" in told(half)
+    assert "Warning" not in told({**half, "accuracy": 0.6})
 
 
 def test_the_first_loss_by_hand(tiny_folder: Path) -> None:

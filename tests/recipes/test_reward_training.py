@@ -14,7 +14,8 @@ from trl import RewardTrainer
 
 from grpo_ext.data.preferences import preference_pairs
 from grpo_ext.models import tiny_policy
-from grpo_ext.recipes.reward_training import RewardTraining, accuracy, told, train_reward_model, with_replay
+from grpo_ext.recipes.reward_accuracy import accuracy, told
+from grpo_ext.recipes.reward_training import RewardTraining, train_reward_model, with_replay
 from grpo_ext.rewards.reward_model import RECORD, load_reward_model
 
 
@@ -45,17 +46,25 @@ def test_learns_what_held_out_pairs_confirm(base: Path, tmp_path: Path) -> None:
     assert told(summary).startswith(f"{summary['accuracy']:.1%} of 48 held-out pairs")
 
 
-def test_a_finished_model_is_returned_and_a_trained_one_trained_on(base: Path, tmp_path: Path) -> None:
+def test_a_finished_model_is_returned_and_a_trained_one_trained_on(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = train_reward_model(base, PAIRS, tmp_path / "one", options=FAST)
     weights = (first.folder / "model.safetensors").read_bytes()
     again = train_reward_model(base, PAIRS, tmp_path / "one", options=replace(FAST, micro_batch_size=2, save_steps=1))
     assert again == first and weights == (first.folder / "model.safetensors").read_bytes()
+    assert f"{first.folder} holds this reward model already; it is taken as it is." in capsys.readouterr().out
+    new = preference_pairs("train", 27, seed=5)
+    for data, name in (((new, None), "pairs"), ((PAIRS, HELD_OUT), "held_out")):
+        with pytest.raises(
+            ValueError, match=rf"holds a reward model of other data \({name}\); use another output_dir"
+        ):
+            train_reward_model(base, data[0], tmp_path / "one", held_out=data[1], options=FAST)
     with pytest.raises(ValueError, match=r"a reward model that was trained with `epochs` 2\.0, not 9\.0; use"):
         train_reward_model(base, PAIRS, tmp_path / "one", options=replace(FAST, epochs=9.0))
     with pytest.raises(ValueError, match="was trained with `base` "):
         train_reward_model("elsewhere", PAIRS, tmp_path / "one", options=FAST)
     assert told(first.summary) == "Warning: its accuracy is not known, because no pairs were held out."
-    new = preference_pairs("train", 27, seed=5)
     second = train_reward_model(first.folder, new, tmp_path / "two", replay=PAIRS, options=FAST)
     # 3 of 30 are a tenth
     assert (second.summary["new_pairs"], second.summary["replayed"], second.summary["replay_share"]) == (27, 3, 0.1)
@@ -106,6 +115,8 @@ def test_a_resumed_training_is_the_uninterrupted_one(
     checkpoints = tmp_path / "part" / "checkpoints"
     assert not (tmp_path / "part" / RECORD).exists()
     assert sorted(path.name for path in checkpoints.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
+    with pytest.raises(ValueError, match=r"holds a reward model of other data \(pairs\)"):
+        train_reward_model(base, HELD_OUT, tmp_path / "part", options=options)
     steps.clear()
     monkeypatch.setattr(RewardTrainer, "training_step", stop)
     part = train_reward_model(base, PAIRS, tmp_path / "part", options=options)

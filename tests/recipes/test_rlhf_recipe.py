@@ -1,35 +1,27 @@
 """RLHF from end to end with a tiny policy: three stages, each resumable, a reward that rises, a bounded KL."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
-from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from trl import TrlParser
 
-from grpo_ext.cli import parse
 from grpo_ext.config import GRPOExtConfig
 from grpo_ext.data.preferences import BUILT_IN, preference_pairs
 from grpo_ext.faults import RunStopped
 from grpo_ext.models import tiny_policy
-from grpo_ext.recipes.reward_model import RewardModelArguments
 from grpo_ext.recipes.reward_model import main as reward_main
 from grpo_ext.recipes.rlhf import main
-from grpo_ext.recipes.rlhf_run import BASE, QUICKSTART, RLHFArguments
-from grpo_ext.recipes.rlhf_stages import STAGES, prompts_of
+from grpo_ext.recipes.rlhf_run import RLHFArguments
+from grpo_ext.recipes.rlhf_stages import STAGES
 from grpo_ext.recipes.supervised import Supervised, chosen_answers, tune
 from grpo_ext.rewards import REWARDS
 from grpo_ext.rewards.reward_model import RewardModel, load_reward_model
 
-ROOT = Path(__file__).resolve().parents[2]
-YAMLS = sorted((ROOT / "recipes" / "rlhf").glob("*.yaml"))
 SMALL: dict[str, Any] = {
     "dtype": "float32",
     # Another type than the weights, so that a stage that forgets it stops the next one
@@ -116,8 +108,37 @@ def test_what_is_finished_is_not_done_again(
     assert capsys.readouterr().out.count("finished before") == 3
     with pytest.raises(ValueError, match=r"stage sft in .* was begun with `sft_learning_rate` 0.003, not 0.1; use"):
         main(words(base, finished, sft_learning_rate=0.1))
-    with pytest.raises(ValueError, match=r"stage grpo in .* was begun with `max_steps` 4, not 5"):
-        main(words(base, finished, "--stages", "grpo", max_steps=5))
+    for name, before, now in (("max_steps", 4, 5), ("max_generated_tokens", None, 9), ("fast_inference", False, True)):
+        with pytest.raises(ValueError, match=rf"stage grpo in .* was begun with `{name}` {before}, not {now}; use"):
+            main(words(base, finished, "--stages", "grpo", **{name: now}))
+    # As the last stage does, what only watches and shows may change
+    assert main(words(base, finished, "--stages", "grpo", stop_on="kl_drift", completions_mb=0, sample_every=0)) == 0
+
+
+def test_a_stage_knows_what_it_follows_on(finished: Path, base: Path, tmp_path: Path) -> None:
+    folder, file = tmp_path / "run", tmp_path / "pairs.jsonl"
+    shutil.copytree(finished, folder)
+    # As doing the stage again would leave it
+    record = folder / "sft" / "summary.json"
+    record.write_text(json.dumps({**read(record), "seconds": 0.5}))
+    for stages in (["reward"], ["grpo"], ["sft", "reward", "grpo"]):
+        with pytest.raises(
+            ValueError, match=r"stage (reward|grpo) in .* does not follow on the stage sft that is ther"
+        ):
+            main(words(base, folder, "--stages", *stages))
+    with pytest.raises(ValueError, match=r"stage grpo in .* was begun with `reward_model` None"):
+        main(words(base, folder, "--stages", "grpo", reward_model=folder / "reward" / "model"))
+
+    def write(count: int) -> None:
+        rows = preference_pairs("train", count).select_columns(["prompt", "chosen", "rejected"])
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write(24)
+    options = {"preferences": file, "eval_size": 4, "train_size": 16}
+    assert main(words(base, tmp_path / "own", "--stages", "sft", **options)) == 0
+    write(23)
+    with pytest.raises(ValueError, match=r"stage sft in .* was begun with other rows of `preferences`; use another"):
+        main(words(base, tmp_path / "own", "--stages", "sft", **options))
 
 
 def test_a_half_finished_last_stage_goes_on_from_its_checkpoint(
@@ -231,52 +252,6 @@ def test_pairs_of_the_policys_own_answers(
     assert summary["new_pairs"] == counts["pairs"] > 0 and counts["problems"] == 6
     assert summary["held_out_pairs"] == summary["problems"]["test"]["pairs"] > 0
     assert load_reward_model(str(tmp_path / "run" / "model")).max_length == 512
-
-
-def test_what_the_stages_read() -> None:
-    pairs = preference_pairs("train", 300)
-    prompts = prompts_of(pairs)
-    assert len({str(prompt) for prompt in pairs["prompt"]}) == len(prompts) < 300
-    assert prompts.column_names == ["prompt", "answer"]
-    firsts = list(dict.fromkeys(map(str, pairs["prompt"])))
-    assert list(map(str, prompts["prompt"])) == firsts
-    user, assistant = ({"role": role, "content": role} for role in ("user", "assistant"))
-    long = Dataset.from_list([{"prompt": [user], "chosen": [assistant, user, {**assistant, "content": "end"}]}])
-    (row,) = chosen_answers(long)
-    assert row == {"prompt": [user, assistant, user], "solution": "end"}
-
-
-@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
-def test_every_yaml_parses_to_what_it_says(path: Path, tmp_path: Path) -> None:
-    given = ["--config", str(path), "--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false"]
-    args, config = parse(RLHFArguments, given, BASE)
-    for key, value in yaml.safe_load(path.read_text()).items():
-        if key not in ("output_dir", "use_cpu", "bf16"):
-            assert getattr(args if key in RLHFArguments.__dataclass_fields__ else config, key) == value, key
-    first, *_ = path.read_text().splitlines()
-    assert first == f"# python -m grpo_ext.recipes.rlhf --config {path.relative_to(ROOT)}"
-
-
-def test_what_runs_without_a_file_is_the_cpu_file() -> None:
-    values = yaml.safe_load((ROOT / "recipes" / "rlhf" / "smollm2_cpu.yaml").read_text())
-    assert {name: values[name] for name in QUICKSTART if name != "output_dir"} == {
-        name: value for name, value in QUICKSTART.items() if name != "output_dir"
-    }
-
-
-def test_the_pages_commands_parse(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "how-to" / "rlhf.md").read_text()
-    cpu = ["--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false"]
-    seen = []
-    for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL):
-        python, _, module, *given = block.replace("\\\n", " ").split()
-        assert python == "python"
-        seen.append(module.rpartition(".")[2])
-        if seen[-1] == "rlhf":
-            parse(RLHFArguments, [*given, *cpu], BASE)
-        else:
-            TrlParser((RewardModelArguments,)).parse_args_and_config(args=given)
-    assert seen == ["rlhf", "rlhf", "reward_model", "reward_model"]
 
 
 def test_refusals(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from grpo_ext.evaluation.estimators import bootstrap_interval
+
 HOSTILE = [
     "</script><script>window.broken = 1</script>",
     '<img src=x onerror="window.broken = 1">',
@@ -61,14 +63,25 @@ def group(step: int, index: int = 0, prompt: str = "1 + 1 = ?", texts: tuple[str
     return {"step": step, "group": index, "groups": 2, "prompt": prompt, "completions": rows}
 
 
+def scores(share: float, problems: int) -> dict[str, Any]:
+    """One measurement: the share of problems that is nearest, with its interval."""
+    right = round(share * problems)
+    found = bootstrap_interval([1.0] * right + [0.0] * (problems - right))
+    both = ("accuracy", "accuracy_lenient")
+    return {
+        **dict.fromkeys(both, found.value),
+        **{f"{key}_interval": [found.low, found.high] for key in both},
+        "problems": problems,
+    }
+
+
 def summary(before: float | None = 0.25, after: float | None = 0.75, problems: int = 100) -> dict[str, Any]:
     """What a recipe writes at its end."""
-    sides = {
-        name: None if value is None else {"accuracy": value, "accuracy_lenient": value, "problems": problems}
-        for name, value in {"before": before, "after": after}.items()
-    }
+    sides = {name: None if value is None else scores(value, problems) for name, value in
+             {"before": before, "after": after}.items()}  # fmt: skip
     return {
         **sides,
+        "evaluations": {"arithmetic": sides},
         "model": "org/model",
         "dataset": "arithmetic",
         "seconds": 312.0,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_runs import HOSTILE, group, make_hostile_run, make_run, metrics, summary
+from made_runs import HOSTILE, group, make_hostile_run, make_run, metrics, scores, summary
 
 from grpo_ext.report import read_run
 
@@ -194,7 +194,7 @@ def test_a_run_of_one_step(tmp_path: Path) -> None:
 def test_several_held_out_sets(tmp_path: Path) -> None:
     made = summary()
     sides = {side: made[side] for side in ("before", "after")}
-    made["evaluations"] = {"gsm8k": sides, "math": {**sides, "after": {"accuracy": 0.26, "problems": 100}}}
+    made["evaluations"] = {"gsm8k": sides, "math": {**sides, "after": scores(0.26, 100)}}
     shown = words(page(make_run(tmp_path, summary=made)))
     assert "gsm8k 25.0 % 75.0 % +50.0" in shown and "math 25.0 % 26.0 % +1.0" in shown
 

@@ -1,17 +1,17 @@
 """Which panels there are, and what is drawn in them."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_runs import metrics
 
-from grpo_ext.report.panels import PANELS, panels, running_mean, series, throughput
+from grpo_ext.report.panels import PANELS, ends, panels, running_mean, series, throughput
 from grpo_ext.report.reading import Run
 
 
 def run(rows: list[dict[str, float]], name: str = "r") -> Run:
-    from pathlib import Path
-
     return Run(name=name, folder=Path(), metrics=rows)
 
 
@@ -82,3 +82,9 @@ def test_running_mean_by_hand() -> None:
     assert running_mean(values)[9:14] == pytest.approx([2.4] * 5)
     assert running_mean(values)[8] == 0.0
     assert running_mean([3.0] + [0.0] * 23)[0] == pytest.approx(1.0)
+
+
+def test_ends_are_tenths() -> None:
+    rows = [{"step": float(step), "reward": float(step)} for step in range(30)]
+    assert ends(run(rows)) == (1.0, 28.0)
+    assert ends(run(rows[:3])) == (0.0, 2.0)

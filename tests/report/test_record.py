@@ -24,9 +24,9 @@ def test_writers_share_no_temporary_file_and_leave_none(tmp_path: Path, monkeypa
         write_json(tmp_path / "folder.json", {})
     assert [path.name for path in tmp_path.iterdir()] == ["folder.json"]
     seen: list[str] = []
-    monkeypatch.setattr("grpo_ext.report.record.os.replace", lambda source, target: seen.append(source.name))
+    monkeypatch.setattr("grpo_ext.files.os.replace", lambda source, target: seen.append(source.name))
     for process in (1, 2):
-        monkeypatch.setattr("grpo_ext.report.record.os.getpid", lambda process=process: process)
+        monkeypatch.setattr("grpo_ext.files.os.getpid", lambda process=process: process)
         write_json(tmp_path / "x.json", {})
     assert len(set(seen)) == 2
 

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_ext.rewards.formats import ANSWER_FORMATS, BOXED, HASH, TAGS, AnswerFormat, answer_format_named
+from grpo_ext.rewards.formats import (
+    ANSWER_FORMATS,
+    BOXED,
+    CHINESE,
+    HASH,
+    SENTENCE,
+    TAGS,
+    AnswerFormat,
+    answer_format_named,
+)
 
 FORMATS = list(ANSWER_FORMATS.values())
 # Pieces of the formats themselves, so that random text comes close to what they look for.
@@ -64,6 +73,20 @@ def test_rows_are_frozen() -> None:
         (TAGS, "<answer>18</answer><answer>19", "18"),
         (TAGS, "</answer>18<answer>", None),
         (TAGS, "<Answer>18</Answer>", None),
+        (SENTENCE, "The answer is **18**.", "18"),
+        (SENTENCE, "The answer is: **18.**", "18"),
+        (SENTENCE, "**Answer**: 18 . ", "18"),
+        (SENTENCE, "The **answer** is .5.", ".5"),
+        (SENTENCE, "the answer is 5\nThe answer is ...", "5"),
+        (SENTENCE, "the answer isn't 18", None),
+        (CHINESE, "答案是：18", "18"),
+        (CHINESE, "答案是: 18。", "18"),
+        (CHINESE, "答案为：18", "18"),
+        (CHINESE, "答案应该是18", "18"),
+        (CHINESE, "**答案**：18", "18"),
+        (CHINESE, "**答案是：** **18** 。", "18"),
+        (CHINESE, "答：18元。**", "18元"),
+        (CHINESE, "答案18", None),
     ],
 )
 def test_extract(row: AnswerFormat, text: str, answer: str | None) -> None:

@@ -85,7 +85,7 @@ def test_a_call_is_made_again_after_growing_pauses(
 
 def test_a_pause_has_an_end() -> None:
     made = Guard("length", Patience())
-    assert [made._pause(attempt) for attempt in (0, 1, 7, 50)] == [0.0, 1.0, 60.0, 60.0]
+    assert [made.patience.pause(attempt) for attempt in (0, 1, 7, 50)] == [0.0, 1.0, 60.0, 60.0]
 
 
 @BOTH

@@ -106,16 +106,12 @@ def test_without_a_key_none_is_sent(server: Server, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("text", "score"),
     [
-        ("Score: 0", 0.0),
-        ("**Score:** 10", 1.0),
-        ("Score: 2\nno,\nscore: 2.5", 0.25),
-        ("Score: 11", None),
-        ("Score: -1", None),
-        ("7", None),
-        ("Score: nan", None),
-        ("", None),
+        ("Score: 0", 0.0), ("**Score:** 10", 1.0), ("Score: 2\nno,\nscore: 2.5", 0.25), ("Score: [[8]]", 0.8),
+        ("Score (0-10): 8", 0.8), ("**Score** (out of 10): 8", 0.8), ("Score: [0-10] 8", 0.8), ('{"score": 8}', 0.8),
+        ("Score = 8/10", 0.8), ("Score (0-10) is 8", None), ("Score: 11", None), ("Score: -1", None), ("7", None),
+        ("Score: nan", None), ("", None),
     ],
-)
+)  # fmt: skip
 def test_the_number_in_a_reply(server: Server, text: str, score: float | None) -> None:
     server.answer = lambda handler, request, number: reply(handler, completion(text))
     assert judge(server)(["a"], prompts=["p"]) == [score]
@@ -135,6 +131,7 @@ def drips(handler: BaseHTTPRequestHandler, request: dict[str, Any], number: int)
 
 FAULTS: dict[str, Answer] = {
     "500": lambda handler, request, number: reply(handler, b"no", 500),
+    "522": lambda handler, request, number: reply(handler, b"", 522),
     "503": lambda handler, request, number: reply(handler, b"", 503),
     "429": lambda handler, request, number: reply(handler, b"", 429, Retry_After="0"),
     "garbage": lambda handler, request, number: reply(handler, b"\xff<html>"),

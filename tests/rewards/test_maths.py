@@ -1,7 +1,6 @@
-"""Answers in LaTeX and Chinese: three data sets, other ways to write their answers, wrong answers, hostile text."""
+"""Answers in LaTeX and Chinese: three data sets, other ways to write their answers, wrong answers."""
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rewritings import rewritings, wrong
-from sympy.core.cache import clear_cache
 
 from grpo_ext.rewards import ANSWER_FORMATS, correct_math, correct_math_strict
 from grpo_ext.rewards.answers import read, same
@@ -136,6 +134,8 @@ def test_no_wrong_answer_is_accepted(name: str, every: int, problems: Callable[[
         ("1/2", "一半"),
         ("7/3", "2又3分之1"),
         ("18", "１８千米"),
+        ("9", "9 quarters"),
+        ("120", "120 fifth graders"),
     ],
 )
 def test_the_same_answer(gold: str, answer: str) -> None:
@@ -191,6 +191,10 @@ def test_the_same_answer(gold: str, answer: str) -> None:
         ("2001000", "1千2百万"),
         ("-3", "负责的有3人"),
         ("3", "负的3"),
+        ("5", "5 thousands"),
+        ("2", "2 millions"),
+        ("3", r"3 \text{ dozens}"),
+        ("5", "5 thirds"),
         ("18", ""),
     ],
 )
@@ -216,6 +220,10 @@ def test_per_cent_is_a_unit_where_the_problem_asks_for_it() -> None:
         ("答案是二分之一。", 0.0, 1.0),
         ("答：一半", 0.0, 1.0),
         ("so we get 0.5", 0.0, 1.0),
+        ("#### Final answer\nIt is 0.5.", 0.0, 1.0),  # a heading
+        ("#### Final answer\nThe answer is clear.\nIt is 0.5.", 0.0, 1.0),
+        (r"\boxed{\text{no solution}}, not 0.5", 0.0, 0.0),
+        ("答案是一半，不是 3", 0.0, 0.0),
         (r"\boxed{7}, not 0.5", 0.0, 0.0),
         (r"\boxed{", 0.0, 0.0),
         ("", 0.0, 0.0),
@@ -233,56 +241,7 @@ def test_a_missing_gold_answer_cannot_be_scored() -> None:
         correct_math(["1"])
 
 
-HOSTILE = {
-    "nested braces": "{" * 500_000 + "1" + "}" * 500_000,
-    "nested fractions": r"\frac{" * 150 + "1" + "}{2}" * 150,
-    "shallow fractions": "+".join([r"\frac{\sqrt{7}}{13}"] * 10),
-    "two megabytes": "7" * 2_000_000,
-    "two answers": "the answer is 7 or 8",
-    "tower": "9^{9^{9^9}}",
-    "power of ten": r"10^{9999999999}",
-    "long power of ten": r"1e9999",
-    "list of roots": ", ".join(rf"\sqrt{{{n}}}" for n in range(101, 140)),
-    "list of powers": ", ".join(rf"(x+{n})^{{{n}}}" for n in range(10, 40)),
-    "brackets": "(" * 400 + "1,2" + ")" * 400,
-    "lists in lists": "((1,2),(3,4))," * 60,
-    "unions": r"(1,2)\cup" * 90,
-    "matrix": r"\begin{pmatrix}" + r"1&2\\" * 200 + r"\end{pmatrix}",
-    "spaces": " " * 900 + "{" + " " * 90 + "}",
-    "commas": "1," * 490,
-    "units": "5 " + "cm " * 300,
-    "words": "and " * 240,
-    "characters": "一" * 190,
-    "parts": "分之" * 90,
-    "signs": r"\pm" * 300,
-    "texts": r"\text{ or }" * 90,
-    "relations": "<x" * 400,
-    "zero": r"\frac{1}{0}",
-    "trigonometry": r"\sin(\cos(\tan(\sin(\cos(\tan(1))))))",
-    "digits": "1." + "3" * 900,
-}
 GOLDS = [r"\cot x", "1, 2, 3", r"\frac{1}{2}", "(1,2)", r"1\pm\sqrt{19}", "x^2+2x+1", "18"]
-
-
-def takes_less_than_a_second(completion: str, gold: str) -> bool:
-    """CPU time of one of three tries, each from an empty cache, because a busy machine slows down any one of them."""
-    for _ in range(3):
-        clear_cache()
-        start = time.process_time()
-        assert correct_math([completion], answer=[gold], answer_format="boxed") in ([0.0], [1.0])
-        if time.process_time() - start < 1.0:
-            return True
-    return False
-
-
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_answers_take_less_than_a_second(text: str) -> None:
-    same("x^2", "x x")  # loads sympy
-    for gold in GOLDS:
-        for completion in (text, rf"\boxed{{{text}}}", f"The answer is {text}."):
-            assert takes_less_than_a_second(completion, gold)
-
-
 TOKENS = st.sampled_from(
     r"1 2 99 x \pi i \frac { } ( ) [ ] ^ _ + - / , = < \le \sqrt \sin \cup \left( \right) \\ & \{ \} and or \pm "
     r"\infty 0.5 10^{20} \text{ cm} % \% ° 三 十 分之 万 或 一半 \begin{pmatrix} \end{pmatrix} $ \, \!".split()

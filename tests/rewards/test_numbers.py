@@ -42,6 +42,7 @@ NUMBER_LIKE = st.text(alphabet="0123456789.,/-+^_$%eE xkm²½\\{}元和半分\n�
         ("_18_", "18"),
         ("$18$", "18"),
         ("18 dollars", "18"),
+        ("9 quarters", "9"),  # coins
         ("$18/hour", "18"),
         ("18 km/h", "18"),
         ("18cm^2", "18"),
@@ -116,6 +117,8 @@ def test_fractions(text: str, value: Fraction) -> None:
         "5k",
         "5M",
         "3 dozen",
+        "3 dozens",
+        "5 thirds",
         "5万",
         "5个半",
         "½",

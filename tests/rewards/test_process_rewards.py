@@ -1,5 +1,6 @@
 """Rewards of steps: the rule, roll-outs in numbers by hand, and a classifier against its own forward pass."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaForTokenClassification, PreTrainedModel
 
+from grpo_ext.checkpoints import pack, unpack
 from grpo_ext.models import tiny_tokenizer
 from grpo_ext.rewards import correct_final
 from grpo_ext.rewards.process import PROCESS_REWARDS, RolloutReward, Tools, calculations
@@ -94,6 +96,22 @@ def test_equal_beginnings_are_estimated_once_and_kept() -> None:
     fixed.forget()
     fixed(**batch("a\n#### 7"), answer=["7"])
     assert draw.asked[-1][0] == []
+
+
+def test_estimates_are_kept_under_short_names_of_all_that_they_depend_on() -> None:
+    soft = RolloutReward(tools(Scripted(a=A)))
+    long = batch("b" * 30 + "a\n#### 7")
+    soft(**long, answer=["7"])
+    # The same ids, but one of the prompt is the completion's
+    moved = long | {"prompt_ids": [[*ids_of("q"), *long["completion_ids"][0][:1]]]}
+    moved |= {"completion_ids": [long["completion_ids"][0][1:]]}
+    moved |= {"steps": [split_steps(moved["completion_ids"][0], TOKENIZER, "\n", {END})]}
+    soft(**moved, answer=["7"])
+    soft(**long, answer=["8"])
+    assert len(soft.cache) == 3 and {len(key) for key in soft.cache} == {32}
+    other = RolloutReward(tools(Scripted()))
+    other.load_state_dict(unpack(json.loads(json.dumps(pack(soft.state_dict(), {}))), {}))
+    assert other(**long, answer=["7"]) == [[0.5, 1.0]]
 
 
 def test_a_budget_leaves_steps_out() -> None:

@@ -49,7 +49,8 @@ def test_each_write_has_a_new_name_and_the_older_ones_go(tmp_path: Path) -> None
     assert [adapter.number for adapter in written] == [1, 2, 3, 4]
     assert len({adapter.name for adapter in written}) == 4
     # The one before the last may still be read; nothing unfinished stays
-    assert sorted(path.name for path in folder.path.iterdir()) == sorted(adapter.name for adapter in written[-2:])
+    names = sorted(path.name for path in folder.path.iterdir() if path.is_dir())
+    assert names == sorted(adapter.name for adapter in written[-2:])
     assert all(tensor.dtype == torch.bfloat16 for tensor in load_weights(written[-1].path).values())
     assert AdapterFolder(str(tmp_path)).path != folder.path
 
@@ -67,7 +68,7 @@ def test_an_unfinished_adapter_has_another_name(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(adapters, "save_file", full)
     with pytest.raises(OSError, match="No space"):
         folder.write(lora())
-    assert [path.name for path in folder.path.iterdir()] == ["partial-1"]
+    assert [path.name for path in folder.path.iterdir() if path.is_dir()] == ["partial-1"]
 
 
 def test_the_active_adapter_is_the_one(tmp_path: Path) -> None:
@@ -112,10 +113,19 @@ def test_nothing_is_left_behind(tmp_path: Path, end: str) -> None:
     other = tmp_path / f"{adapters.PREFIX}-elsewhere-1-abc"
     other.mkdir()
     mine = AdapterFolder(str(tmp_path))
-    living = tmp_path / f"{adapters.PREFIX}-{socket.gethostname()}-{os.getppid()}-abc"
-    living.mkdir()
     again = AdapterFolder(str(tmp_path))
-    assert set(tmp_path.iterdir()) == {other, living, mine.path, again.path}
+    assert set(tmp_path.iterdir()) == {other, mine.path, again.path}
+
+
+def test_a_folder_stays_until_its_lock_is_free(tmp_path: Path) -> None:
+    folder = AdapterFolder(str(tmp_path))
+    # In another container with this name its process has a number that nobody has here
+    elsewhere = folder.path.rename(tmp_path / f"{adapters.PREFIX}-{socket.gethostname()}-999999999-abc")
+    AdapterFolder(str(tmp_path))
+    assert elsewhere.is_dir()
+    folder._lock.close()
+    AdapterFolder(str(tmp_path))
+    assert not elsewhere.exists()
 
 
 def test_the_folder_is_in_memory_where_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from fake_vllm import FakeVLLM, fakes
 from grpo_ext.models import tiny_policy
 from grpo_ext.rollouts.strategies import GroupSize
+from grpo_ext.rollouts.vllm import server
 from grpo_ext.rollouts.vllm.adapters import AdapterFolder
 from grpo_ext.rollouts.vllm.requests import GroupSearch, Sampling
 from grpo_ext.rollouts.vllm.rollouts import Rows
@@ -92,6 +93,14 @@ def test_adapters_replace_each_other_and_carry_the_weights() -> None:
             assert made.adapter.name != first.name and made.adapter.number == first.number + 1
             assert all((w == 0.25).all() for n, w in server.weights[-1].items() if "lora_B" in n)
         assert load_file(f"{made.adapter.path}/adapter_model.safetensors").keys() == servers[0].weights[-1].keys()
+
+
+def test_a_slow_load_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "LOADING", 0.1)
+    with fakes({"loading": 0.6}) as servers:
+        late = r"did not load the adapter within 0\.2 s \(`vllm_request_timeout`"
+        with pytest.raises(ConnectionError, match=late):
+            rollouts(servers, timeout=0.2, patience=0.1)
 
 
 @pytest.mark.parametrize("fault", ["close", "error", "garbage", "no ids", "few", "hang"])

@@ -72,9 +72,6 @@ def test_an_evaluation_holds_none(base: Path, tmp_path: Path, secrets: list[byte
         [f"--hub_token={OTHER}"],
         ["--hub-token", OTHER],
         [f"--hub-token={OTHER}"],
-        # argparse takes what is the beginning of one flag alone
-        ["--hub_t", OTHER],
-        ["--hub-tok", OTHER],
         ["--hub_model_id", GIVEN],
         ["--system_prompt", f"say {GIVEN}"],
         ["--run_name", SECRETS["WANDB_API_KEY"]],

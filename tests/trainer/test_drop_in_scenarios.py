@@ -1,23 +1,29 @@
 """What a TRL script may ask for besides an objective runs the same: the same weights, log and events."""
 
-from copy import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from datasets import Dataset
+from drop_in_runs import (
+    SPLIT,
+    WHOLE,
+    Counter,
+    Run,
+    assert_same,
+    assert_same_log,
+    assert_same_weights,
+    both,
+    run,
+    spelled,
+)
 from peft import LoraConfig
-from tiny_runs import QUIET, STOCK, digits_or_none, early_letters, largest_difference, policy, prompts, weights
-from transformers import TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from tiny_runs import STOCK, digits_or_none, early_letters, prompts
+from trl import GRPOTrainer
 
-from grpo_ext import GRPOExtConfig, GRPOExtTrainer
-from grpo_ext.models import tiny_tokenizer
-from tool_chat import calling, tool_tokenizer
+from grpo_ext import GRPOExtTrainer
 
-TIMES = ("time", "runtime", "per_second")
-WHOLE = {"gradient_accumulation_steps": 1, "per_device_train_batch_size": 8}
+# Each generation of three steps serves two of them in two micro-batches each
+ITERATED = {**SPLIT, "num_iterations": 2, "max_steps": 3}
 
 
 def add(a: int, b: int) -> int:
@@ -28,39 +34,6 @@ def add(a: int, b: int) -> int:
         b: another one.
     """
     return a + b
-
-
-class Counter:
-    """An environment with one tool and its own reward."""
-
-    def reset(self, **kwargs: Any) -> str:
-        self.count = 0
-        return " Count."
-
-    def more(self, step: int) -> str:
-        """Counts on.
-
-        Args:
-            step: how far.
-        """
-        self.count += step
-        return str(self.count)
-
-    def get_reward(self) -> float:
-        return float(self.count)
-
-
-def spelled(rows: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
-    """Completions of letters that no policy has written, and a column that rewards read."""
-    tokenizer = trainer.processing_class
-    asked = [tokenizer(row)["input_ids"] for row in rows]
-    made = [tokenizer("abcdefgh"[: 2 + place % 6])["input_ids"] for place in range(len(rows))]
-    return {
-        "prompt_ids": asked,
-        "completion_ids": made,
-        "logprobs": [[-1.0] * len(ids) for ids in made],
-        "weight": [float(place % 3) for place in range(len(rows))],
-    }
 
 
 def weighed(completions: list[Any], weight: list[float], **kwargs: Any) -> list[float]:
@@ -80,21 +53,7 @@ async def later(completions: list[Any], **kwargs: Any) -> list[float]:
     return early_letters(completions)
 
 
-class Events(TrainerCallback):
-    """Writes down what a trainer tells its callbacks."""
-
-    NAMES = tuple(name for name in dir(TrainerCallback) if name.startswith("on_"))
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[str, int]] = []
-
-    def __getattribute__(self, name: str) -> Any:
-        if name not in Events.NAMES:
-            return super().__getattribute__(name)
-        return lambda args, state, control, **kwargs: self.seen.append((name, state.global_step))
-
-
-# Arguments of the trainer and, in capitals, what the run is made with
+# Arguments of the trainer and, in capitals, what the run is made with (`drop_in_runs.run`)
 SCENARIOS: dict[str, dict[str, Any]] = {
     "tools": {"tools": [add], "reward_funcs": long_turns, "CALL": ("add", {"a": 2, "b": 3})},
     "environment": {"environment_factory": Counter, "CALL": ("more", {"step": 2}), "reward_funcs": long_turns},
@@ -105,8 +64,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "reward_funcs": [early_letters, digits_or_none],
         "FIELDS": {"multi_objective_aggregation": "normalize_then_sum"},
     },
-    # TRL does not count a group without any reward among the dead ones
-    "none": {"reward_funcs": [half_none], "OTHER": {"frac_reward_zero_std"}},
+    # One of two groups has no reward at all, which TRL does not count among those without a spread
+    "none": {"reward_funcs": [half_none], "ADDED": {"frac_reward_zero_std": 0.5}},
     "none_beside_another": {"reward_funcs": [half_none, early_letters]},
     "async": {"reward_funcs": [later, early_letters]},
     "eval": {
@@ -136,74 +95,32 @@ SCENARIOS: dict[str, dict[str, Any]] = {
 }
 
 
-def rows(scenario: dict[str, Any]) -> Dataset:
-    return prompts(conversational="CALL" in scenario)
-
-
-def run(folder: Path, out: Path, cls: type[GRPOTrainer], scenario: dict[str, Any]) -> tuple[GRPOTrainer, Events]:
-    # TRL adds an environment's reward to the list that it is given
-    given = {key: copy(value) for key, value in scenario.items() if key.islower()}
-    if "CALL" in scenario:
-        cls = calling(cls, *scenario["CALL"])
-    events = Events()
-    config = GRPOExtConfig if issubclass(cls, GRPOExtTrainer) else GRPOConfig
-    length = 96 if "CALL" in scenario else 8
-    fields = {**QUIET, **WHOLE, "max_completion_length": length, **scenario.get("FIELDS", {})}
-    torch.manual_seed(0)
-    trainer = cls(
-        model=policy(folder),
-        args=config(output_dir=str(out), **fields),
-        train_dataset=rows(scenario),
-        processing_class=tool_tokenizer() if "CALL" in scenario else tiny_tokenizer(),
-        callbacks=[events],
-        **given,
-    )
-    trainer.train()
-    return trainer, events
-
-
 @pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("fields", [WHOLE, ITERATED], ids=["whole", "iterated"])
 @pytest.mark.filterwarnings("ignore:You are using:UserWarning")
-def test_a_scenario_equals_stock(name: str, tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_scenario_equals_stock(fields: dict[str, Any], name: str, tiny_folder: Path, tmp_path: Path) -> None:
     scenario = SCENARIOS[name]
-    stock, theirs = run(tiny_folder, tmp_path / "stock", STOCK, scenario)
-    ours, mine = run(tiny_folder, tmp_path / "ours", GRPOExtTrainer, scenario)
-    fresh = weights(policy(tiny_folder))
-    ends = weights(stock.model)
-    moved = max((fresh.get(name, torch.zeros(())) - end).abs().max().item() for name, end in ends.items())
-    assert moved > 1e-4
-    assert largest_difference(ends, weights(ours.model)) <= 2.5e-7 * max(1.0, moved / 0.1)
-    assert mine.seen == theirs.seen and ("on_step_end", 2) in mine.seen
+    stock, ours = both(tiny_folder, tmp_path, scenario, **fields)
+    assert_same(stock, ours, regrouped=fields is ITERATED, added=scenario.get("ADDED"))
     if "CALL" in scenario:
-        assert stock.state.log_history[0]["tools/call_frequency"] == 0.5
-    for one, other in zip(stock.state.log_history, ours.state.log_history, strict=True):
-        for key, value in one.items():
-            if not any(word in key for word in TIMES) and key not in scenario.get("OTHER", ()):
-                same = other[key] is None if value is None else other[key] == pytest.approx(value, rel=2e-5, abs=2e-6)
-                assert same, key
+        assert stock.log[0]["tools/call_frequency"] == 0.5
 
 
 # TRL counts from zero when it goes on, so it is the same run where a checkpoint ends a generation
 @pytest.mark.parametrize("lora", [False, True])
 def test_resume_equals_stock(lora: bool, tiny_folder: Path, tmp_path: Path) -> None:
-    ends = []
-    for cls in (STOCK, GRPOExtTrainer):
-        config = GRPOExtConfig if cls is GRPOExtTrainer else GRPOConfig
+    def resumed(cls: type[GRPOTrainer]) -> Run:
         out = tmp_path / cls.__name__
-        for steps, checkpoint in ((1, None), (3, str(out / "checkpoint-1"))):
-            trainer = cls(
-                model=policy(tiny_folder, lora),
-                reward_funcs=early_letters,
-                args=config(
-                    output_dir=str(out),
-                    **{**QUIET, **WHOLE, "save_strategy": "steps", "save_steps": 1, "max_steps": steps},
-                    # transformers 5.17 goes on with an untrained adapter where there is another one beside it
-                    beta=0.0 if lora else 0.1,
-                ),
-                train_dataset=prompts(),
-                processing_class=tiny_tokenizer(),
-            )
-            trainer.train(resume_from_checkpoint=checkpoint)
-        ends.append(weights(trainer.model))
-    assert largest_difference(weights(policy(tiny_folder, lora)), ends[0]) > 1e-4
-    assert largest_difference(*ends) <= 2.5e-7
+        # transformers 5.17 goes on with an untrained adapter where there is another one beside it
+        saved = {**WHOLE, "save_strategy": "steps", "save_steps": 1, "beta": 0.0 if lora else 0.1}
+        scenario = {"reward_funcs": early_letters, "LORA": lora}
+        run(tiny_folder, out, cls, scenario, **saved, max_steps=1)
+        return run(tiny_folder, out, cls, {**scenario, "FROM": str(out / "checkpoint-1")}, **saved, max_steps=3)
+
+    stock, ours = resumed(STOCK), resumed(GRPOExtTrainer)
+    assert_same_weights(stock, ours)
+    assert_same_log(stock, ours, others=("train_loss",))
+    assert [row["step"] for row in ours.log] == [1, 2, 3, 3]
+    # That of transformers leaves out the steps before the checkpoint
+    losses = [row["loss"] for row in ours.log[:3]]
+    assert ours.log[-1]["train_loss"] == pytest.approx(sum(losses) / 3, rel=2e-5, abs=2e-6)

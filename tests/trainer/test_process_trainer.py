@@ -288,7 +288,7 @@ def test_refused_roll_outs_never_begin(tiny_folder: Path, tmp_path: Path, monkey
         self.is_fsdp_enabled = True
 
     monkeypatch.setattr(AdvantageTrainer, "__init__", sharding)
-    with pytest.raises(ValueError, match=r"sharded, so it cannot roll out .* name a `process_rollout_model`"):
+    with pytest.raises(ValueError, match=r"the policy does not roll out .* name a `process_rollout_model`"):
         make(tiny_folder, tmp_path, process_reward="rollouts_soft")
 
 

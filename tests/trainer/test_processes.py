@@ -25,7 +25,7 @@ TOGETHER = [name for name in DRAWN if name not in ("killed", "resumed")]
 # Of the way that the weights have gone: float32 sums in another order
 SAME = 1e-5
 # What does not depend on how rows are split into micro-batches
-METRICS = ("loss", "grad_norm", "reward", "reward_std", "effective_samples", "num_tokens", "beta")
+METRICS = ("loss", "grad_norm", "reward", "reward_std", "effective_samples", "dead_groups", "num_tokens", "beta")
 
 
 def launched(kind: str, policy: Path, out: Path, cases: list[str], timeout: float = 600.0) -> int:

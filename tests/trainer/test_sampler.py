@@ -74,6 +74,55 @@ def test_same_weights_and_metrics_without_the_extra_pass(
     assert max(largest) > 1.2 or mode == "sequence_mask"
 
 
+def test_a_pass_in_another_order_is_refused(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = GRPOTrainer._generate_and_score_completions
+
+    def reference_first(self: GRPOTrainer, inputs: Any) -> Any:
+        with torch.no_grad():
+            self._get_per_token_logps_and_entropies(self.model, torch.ones(4, 6).long(), torch.ones(4, 6).long(), 3)
+        return inner(self, inputs)
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", reference_first)
+    with pytest.raises(RuntimeError, match="scores completions in another order than grpo_ext expects"):
+        run(tiny_folder, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["old_per_token_logps", "sampling_per_token_logps"])
+def test_a_renamed_column_is_refused(
+    name: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = GRPOTrainer._generate_and_score_completions
+
+    def renamed(self: GRPOTrainer, inputs: Any) -> Any:
+        output = inner(self, inputs)
+        output[f"new_{name}"] = output.pop(name)
+        return output
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", renamed)
+    with pytest.raises(RuntimeError, match="or set vllm_importance_sampling_correction=False"):
+        run(tiny_folder, tmp_path)
+
+
+def test_a_pass_that_is_somebody_elses_stays(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = SamplerTrainer._get_per_token_logps_and_entropies
+    given: list[torch.Tensor] = []
+
+    def own(self: SamplerTrainer, *args: Any, **kwargs: Any) -> Any:
+        if not self._leaves_out_next_pass:
+            return inner(self, *args, **kwargs)
+        given.append(torch.full((len(args[1]), args[3]), -2.0))
+        return given[-1], None, None
+
+    monkeypatch.setattr(SamplerTrainer, "_get_per_token_logps_and_entropies", own)
+    trainer, _ = run(tiny_folder, tmp_path)
+    # What TRL made of it was no placeholder, and is what the loss gets
+    assert given and trainer._buffered_inputs[0]["old_per_token_logps"].eq(-2.0).all()
+
+
 def test_several_updates_keep_the_pass(tiny_folder: Path, tmp_path: Path) -> None:
     trainer, _ = run(tiny_folder, tmp_path, num_iterations=2)
     buffered = trainer._buffered_inputs

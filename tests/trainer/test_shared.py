@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PromptTuningConfig, get_peft_model
-from tiny_runs import QUIET, early_letters, largest_difference, make, policy, prompts, weights
+from tiny_runs import QUIET, STOCK, early_letters, largest_difference, make, policy, prompts, weights
 
 from grpo_ext import GRPOExtConfig, GRPOExtTrainer
 from grpo_ext.models import tiny_policy, tiny_tokenizer
@@ -132,6 +132,16 @@ def test_a_short_last_window_is_not_joined_to_the_next(tiny_folder: Path, tmp_pa
     assert largest_difference(padded, tree) <= 5e-7
 
 
+def test_steps_that_begin_within_a_generation_have_the_rows_of_trls(tiny_folder: Path, tmp_path: Path) -> None:
+    fields = {"steps_per_generation": 3, "max_steps": 3, "learning_rate": 0.3}
+    ends = []
+    for cls in (STOCK, GRPOExtTrainer):
+        trainer = make(tiny_folder, tmp_path, cls, **fields)
+        trainer.train()
+        ends.append(weights(trainer.model))
+    assert largest_difference(*ends) <= 1e-6
+
+
 # Dead groups
 
 
@@ -188,9 +198,11 @@ def test_adapters_that_the_tree_does_not_serve(
     kind: str, reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="grpo_ext")
-    config = GRPOExtConfig(output_dir=str(tmp_path), **{**QUIET, **RUN})
+    config = GRPOExtConfig(output_dir=str(tmp_path), scoring_tokens=4096, **{**QUIET, **RUN})
     GRPOExtTrainer(adapter(kind), early_letters, config, prompts(), processing_class=tiny_tokenizer())
     assert "Scoring: padded, because LlamaForCausalLM" in caplog.text and reason in caplog.text
+    # As on a GPU, where "auto" is padded
+    assert "Scoring: no tree is scored in this run, so `scoring_tokens` does nothing." in caplog.messages
 
 
 def eager(folder: Path, out: Path, **fields: Any) -> GRPOExtTrainer:

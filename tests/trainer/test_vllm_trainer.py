@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,11 @@ from tiny_runs import QUIET, early_letters, largest_difference, make, policy, pr
 
 from fake_vllm import fakes
 from grpo_ext import GRPOExtConfig, GRPOExtTrainer, compat
+from grpo_ext.rollouts.strategies import GroupSize
+from grpo_ext.rollouts.vllm.engine import EngineOptions, EngineRollouts
+from grpo_ext.rollouts.vllm.requests import GroupSearch, Sampling
 from grpo_ext.rollouts.vllm.servers import ServerRollouts
+from grpo_ext.trainer.host import UnslothTrainer
 
 SERVED: dict[str, Any] = {"use_vllm": True, "vllm_sync": "adapter", "learning_rate": 0.5, "max_steps": 3}
 
@@ -25,7 +30,7 @@ def test_each_step_is_generated_by_its_own_adapter(tiny_folder: Path, tmp_path: 
     with fakes(root, {**root, "seconds": 0.01}) as servers:
         urls = [server.url for server in servers]
         # The stand-in's log-probabilities mean nothing
-        fields = {"temperature": 0.9, "vllm_importance_sampling_correction": False, **SERVED}
+        fields = {"temperature": 0.9, "top_k": None, "vllm_importance_sampling_correction": False, **SERVED}
         trainer = make(tiny_folder, tmp_path, lora=True, vllm_server_urls=urls, **fields)
         assert isinstance(trainer.vllm_generation, ServerRollouts)
         seen: list[dict[str, torch.Tensor]] = []
@@ -43,7 +48,7 @@ def test_each_step_is_generated_by_its_own_adapter(tiny_folder: Path, tmp_path: 
         asked = [body for server in servers for body in server.bodies if body["prompt"] != [1, 2, 3]]
         # Two groups a step, each prompt once for its four completions
         assert len(asked) == 6 and {body["n"] for body in asked} == {4}
-        assert {body["temperature"] for body in asked} == {0.9}
+        assert {(body["temperature"], body["top_k"]) for body in asked} == {(0.9, 0)}
         assert len({body["model"] for body in asked}) == 3
 
 
@@ -91,6 +96,27 @@ def test_without_the_option_trl_makes_its_own(tiny_folder: Path, tmp_path: Path,
     trainer = make(tiny_folder, tmp_path, use_vllm=True)
     assert trainer.vllm_generation is stock and made[0]["mode"] == "colocate"
     assert names["VLLMGeneration"] is own
+
+
+@pytest.mark.parametrize(("told", "fits"), [(20, True), (9, False), (-1, True)])
+def test_an_engine_must_tell_as_many_log_probabilities_as_beams_need(
+    told: int, fits: bool, tiny_folder: Path, tmp_path: Path
+) -> None:
+    model_config = SimpleNamespace(max_logprobs=told, max_model_len=64)
+    engine = SimpleNamespace(llm_engine=SimpleNamespace(model_config=model_config))
+    search = GroupSearch("beam", GroupSize(4, beams=5))
+    options = EngineOptions(str(tiny_folder), torch.float32)
+    with nullcontext() if fits else pytest.raises(ValueError, match="tells 9 log-probabilities a token, and 5 beams"):
+        EngineRollouts(policy(tiny_folder, lora=True), Sampling(), search, [1], options, engine=engine)
+
+
+def test_a_changed_field_is_told_whatever_its_values_are() -> None:
+    trainer = SimpleNamespace(args=SimpleNamespace(top_k=-1, eval_steps=5, reward_weights=[1.0]))
+    read_back = UnslothTrainer._read_back
+    read_back(trainer, {"top_k": None, "eval_steps": None, "reward_weights": [1.0]})
+    assert trainer.args.top_k is None and trainer.args.eval_steps is None
+    with pytest.raises(ValueError, match=r"`reward_weights` is \[2.0\], but Unsloth made it \[1.0\]"):
+        read_back(trainer, {"reward_weights": [2.0]})
 
 
 def test_merging_into_4bit_weights_is_refused(tiny_folder: Path, tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """The LoRA adapter of a policy as a folder that vLLM loads: a few megabytes for each sync, nothing merged."""
 
 import atexit
+import fcntl
 import json
 import os
 import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from safetensors.torch import save_file
 ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 MEMORY = Path("/dev/shm")
 PREFIX = "grpo_ext_adapters"
+# File in the folder that its process holds a lock on
+LOCK = "lock"
 # Their start values are taken out of the base weights, so the base on disk is no longer the one under the adapter.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -57,10 +61,16 @@ class AdapterFolder:
         if not place.is_dir():
             raise OSError(f"`vllm_adapter_dir` is {str(place)!r}, which is no folder; make it on all machines first.")
         _remove_orphans(place)
-        # The names of host and process tell whose folder it is when that process was killed
-        self.path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-{socket.gethostname()}-{self._owner}-", dir=place))
+        made = Path(tempfile.mkdtemp(prefix=f".{PREFIX}-", dir=place))
+        # Free when this process has ended. Its number would not tell: another container has others under the same name
+        self._lock = (made / LOCK).open("w")
+        with suppress(OSError):  # where the file system has no locks, what is left stays
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
         # mkdtemp makes it private; a server may run as somebody else
-        self.path.chmod(0o755)
+        made.chmod(0o755)
+        self.path = made.rename(
+            place / f"{PREFIX}-{socket.gethostname()}-{self._owner}-{made.name.rpartition('-')[2]}"
+        )
         atexit.register(self.close)
 
     def write(self, model: PeftModel) -> Adapter:
@@ -95,6 +105,7 @@ class AdapterFolder:
         """Remove everything that was written."""
         # A forked child inherits the exit handler, but not the folder
         if os.getpid() == self._owner:
+            self._lock.close()
             shutil.rmtree(self.path, ignore_errors=True)
             atexit.unregister(self.close)
 
@@ -107,19 +118,13 @@ def default_parent() -> Path:
 def _remove_orphans(place: Path) -> None:
     """Remove what killed processes of this machine have left in a folder."""
     for folder in place.glob(f"{PREFIX}-{socket.gethostname()}-*-*"):
-        process = folder.name.rsplit("-", 2)[1]
-        if process.isdigit() and not _is_running(int(process)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        try:
+            with (folder / LOCK).open("r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            # Its process runs, or is somebody else's
+            continue
 
 
 def _config(config: LoraConfig) -> dict[str, Any]:

@@ -82,7 +82,8 @@ class EngineRollouts(AdapterRollouts):
         logprobs = max(USUAL_LOGPROBS, 2 * search.width)
         self.llm = start_engine(options, rank, logprobs) if engine is None else engine
         config = self.llm.llm_engine.model_config
-        if config.max_logprobs < 2 * search.width:
+        # -1 is no limit
+        if 0 <= config.max_logprobs < 2 * search.width:
             raise ValueError(
                 f"The policy's vLLM engine tells {config.max_logprobs} log-probabilities a token, and {search.width} "
                 f"beams need {2 * search.width}; start it with max_logprobs={2 * search.width}."
@@ -181,7 +182,7 @@ def start_engine(options: EngineOptions, max_lora_rank: int | None, max_logprobs
     except ImportError as error:
         raise ImportError(
             "`use_vllm` needs vLLM in this environment, or `vllm_server_urls` of servers elsewhere; "
-            "`pip install 'grpo_ext[vllm]'` installs it."
+            "`pip install 'grpo-ext[vllm]'` installs it."
         ) from error
     if options.several_processes:
         # One engine for each process on its own device, within the process group that exists

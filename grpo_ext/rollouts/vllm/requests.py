@@ -7,8 +7,7 @@ from typing import Any
 
 from grpo_ext.rollouts.strategies import GroupSize
 
-# Values of `group_generation` that vLLM has, and why it has not the others.
-VLLM_STRATEGIES = ("sampling", "beam", "beam+sampling")
+# Values of `group_generation` that vLLM has not, and why.
 REFUSED_STRATEGIES = {
     "diverse_beam": "its search has no groups of beams that avoid each other's tokens",
     "stochastic_beam": "its search adds no Gumbel noise and returns no inclusion weights",
@@ -54,7 +53,7 @@ class GroupSearch:
     """Which part of a training group is beams.
 
     Attributes:
-        strategy: one of `VLLM_STRATEGIES`.
+        strategy: value of `group_generation`, none of `REFUSED_STRATEGIES`.
         size: numbers of a group; not used by "sampling". vLLM counts the prompt in the length that its exponent
             `length_penalty` is put on.
     """
@@ -106,7 +105,14 @@ Answers = list[list[Completion]]
 
 
 def runs(prompts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
-    """(first row, length) of each run of equal prompts."""
+    """(first row, length) of each run of equal prompts.
+
+    Args:
+        prompts: token ids of each row.
+
+    Returns:
+        The runs in order; their lengths add up to the rows.
+    """
     starts = [i for i, prompt in enumerate(prompts) if i == 0 or list(prompt) != list(prompts[i - 1])]
     return [(start, end - start) for start, end in zip(starts, [*starts[1:], len(prompts)], strict=True)]
 
@@ -168,6 +174,15 @@ def search_requests(
 def room(prompt: Sequence[int], row: int, window: int, max_tokens: int) -> int:
     """Tokens that a completion may have: `max_tokens`, or fewer where the window ends.
 
+    Args:
+        prompt: token ids.
+        row: of the prompt, for the message.
+        window: longest prompt with completion that the engine takes.
+        max_tokens: longest completion asked for.
+
+    Returns:
+        Their number, at least 1.
+
     Raises:
         ValueError: the prompt leaves room for none.
     """
@@ -180,5 +195,12 @@ def room(prompt: Sequence[int], row: int, window: int, max_tokens: int) -> int:
 
 
 def number(value: Any) -> float | None:
-    """A log-probability, or None where it is missing or no number, as TRL wants it."""
+    """A log-probability, or None where it is missing or no number, as TRL wants it.
+
+    Args:
+        value: as vLLM tells it.
+
+    Returns:
+        Nats, or None.
+    """
     return None if value is None or math.isnan(value) else float(value)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
+from grpo_ext.rollouts.ends import length_until_end
 from grpo_ext.rollouts.vllm.adapters import Adapter
 from grpo_ext.rollouts.vllm.requests import (
     Answers,
@@ -104,7 +105,7 @@ class AdapterRollouts(ABC):
 
     def _ended(self, completion: Completion) -> Completion:
         """The completion up to its first end token."""
-        end = next((i + 1 for i, token in enumerate(completion.tokens) if token in self.ends), len(completion.tokens))
+        end = length_until_end(completion.tokens, self.ends)
         return Completion(completion.tokens[:end], completion.logps[:end])
 
     def _not_empty(self, completion: Completion) -> Completion:

@@ -12,7 +12,7 @@ from typing import Any
 from grpo_ext.rollouts.vllm.requests import Completion, number
 from grpo_ext.trust import open_url
 
-# Seconds for a question that needs no computation; loading an adapter reads a few megabytes.
+# Seconds for a question that needs no computation, and at least for the loading of an adapter
 SHORT = 10.0
 LOADING = 60.0
 
@@ -30,7 +30,7 @@ class Server:
 
     Args:
         url: for example "http://node1:8000"; a trailing "/v1" is dropped.
-        timeout: seconds that a completion may take.
+        timeout: seconds that a completion or the loading of an adapter may take.
         first_wait: seconds before a dead server is tried again; doubled with each failure.
         longest_wait: most seconds between two tries.
     """
@@ -80,15 +80,23 @@ class Server:
     def load(self, name: str, path: str) -> None:
         """Load an adapter from a folder that the server reads, unless it has it already.
 
+        Args:
+            name: under which requests ask for it.
+            path: of the folder, as the server sees it.
+
         Raises:
-            ServerDown: no answer.
+            ServerDown: no answer, or not in time.
             Refused: the server cannot update adapters, or not load this one.
         """
+        patience = max(self.timeout, LOADING)
         try:
-            self._ask("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path}, LOADING)
+            self._ask("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path}, patience)
         except ServerDown as error:
             # vLLM refuses with an internal error, after which it is as healthy as before
             self._ask("GET", "/health", None, SHORT)
+            if _is_late(error.__cause__):
+                said = f"{self.url} did not load the adapter within {patience:g} s"
+                raise ServerDown(f"{said} (`vllm_request_timeout`, at least {LOADING:g})") from error
             raise Refused(str(error)) from None
         except Refused as error:
             if "already been loaded" not in str(error):
@@ -103,6 +111,12 @@ class Server:
 
     def complete(self, body: dict[str, Any]) -> list[dict[str, Any]]:
         """The choices that /v1/completions answers with, in their order.
+
+        Args:
+            body: of the request.
+
+        Returns:
+            A dict a choice.
 
         Raises:
             ServerDown: no answer, or one without choices.
@@ -145,6 +159,10 @@ class Server:
             return ServerDown(f"{self.url} has lost the adapter: {said}")
         kind = ServerDown if error.code >= 500 or error.code in (408, 429) else Refused
         return kind(f"{self.url} answers {path} with {error.code}: {said}")
+
+
+def _is_late(error: BaseException | None) -> bool:
+    return isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError)
 
 
 def _message(text: str) -> str:

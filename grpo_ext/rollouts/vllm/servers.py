@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 
 from grpo_ext.rollouts.vllm.adapters import Adapter, AdapterFolder, engine_rank
 from grpo_ext.rollouts.vllm.base import same_model
@@ -38,7 +39,7 @@ class ServerOptions:
     Attributes:
         urls: addresses.
         base: folder or hub name of the base that they serve.
-        timeout: seconds that a completion may take before its server counts as dead.
+        timeout: seconds that a completion or the loading of an adapter may take before its server counts as dead.
         patience: seconds without any server after which the run stops.
         first_wait: seconds before a dead server is tried again, doubled with each failure.
         needs_logprobs: whether log-probabilities must be those of the distribution that is sampled from.
@@ -191,7 +192,10 @@ class ServerRollouts(AdapterRollouts):
 
     def _written_and_loaded(self, all_of_them: bool) -> list[Any]:
         assert self.folder is not None
-        self.adapter = self.folder.write(self.model)
+        try:
+            self.adapter = self.folder.write(self.model)
+        except (OSError, SafetensorError) as error:
+            return [None, OSError(f"the adapter could not be written in {self.folder.path}: {error}")]
         try:
             self.fleet.each(lambda server: self._load(server) if server.alive else self._revive(server), all_of_them)
         except Refused as error:

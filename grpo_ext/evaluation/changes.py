@@ -1,13 +1,14 @@
-"""Did it learn: accuracy before and after with intervals, and one sentence on it."""
+"""Accuracy before and after a run, read from its summary, and what the intervals allow to say of the difference."""
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_ext.evaluation.estimators import Interval, bootstrap_interval
-from grpo_ext.report.panels import series
-from grpo_ext.report.reading import Run, finite
+from grpo_ext.evaluation.estimators import Interval
+
+# How answers were read -> key of a measurement, see `grpo_ext.evaluation.greedy.evaluate`
+READINGS = {"strict": "accuracy", "lenient": "accuracy_lenient"}
 
 
 @dataclass(frozen=True)
@@ -16,12 +17,14 @@ class Change:
 
     Attributes:
         name: of the set.
+        reading: key of `READINGS`.
         problems: in it.
         before: accuracy with its 95 % interval, None where it was not measured.
         after: the same after training.
     """
 
     name: str
+    reading: str
     problems: int
     before: Interval | None
     after: Interval | None
@@ -52,45 +55,30 @@ class Change:
         return "unclear", "No difference beyond noise: the interval of the gain holds 0."
 
 
-def _side(scores: Any) -> tuple[Interval | None, int]:
-    if not isinstance(scores, Mapping):
-        return None, 0
-    accuracy, problems = scores.get("accuracy"), scores.get("problems")
-    if not finite(accuracy) or not 0.0 <= accuracy <= 1.0 or not finite(problems) or problems < 1:
-        return None, 0
-    match scores.get("accuracy_interval"):
-        case [low, high] if finite(low) and finite(high):
-            return Interval(float(accuracy), float(low), float(high)), int(problems)
-    right = round(accuracy * int(problems))
-    return bootstrap_interval([1.0] * right + [0.0] * (int(problems) - right)), int(problems)
-
-
 def changes(summary: Mapping[str, Any]) -> Iterator[Change]:
-    """Each held-out set that a summary names, the first one first.
+    """What a run measured before and after; what is no measurement is passed over.
 
     Args:
-        summary: `evaluations` by name, or `before` and `after`.
+        summary: content of `summary.json`, with `evaluations` by name.
 
     Yields:
-        One change a set that was measured at least once.
+        One change a set and reading that was measured at least once, the set that is trained on first.
     """
     found = summary.get("evaluations")
-    if not isinstance(found, Mapping) or not found:
-        found = {str(summary.get("dataset", "held out")): {name: summary.get(name) for name in ("before", "after")}}
-    for name, sides in found.items():
-        if isinstance(sides, Mapping):
-            (before, some), (after, others) = _side(sides.get("before")), _side(sides.get("after"))
+    for name, sides in found.items() if isinstance(found, Mapping) else ():
+        before, after = (sides.get(side) if isinstance(sides, Mapping) else None for side in ("before", "after"))
+        for reading, key in READINGS.items():
+            (one, some), (other, others) = _measured(before, key), _measured(after, key)
             if some or others:
-                yield Change(str(name), others or some, before, after)
+                yield Change(str(name), reading, others or some, one, other)
 
 
-def ends(run: Run, key: str = "reward") -> tuple[float, float]:
-    """Mean of a logged value over the first and over the last tenth of the steps.
-
-    Args:
-        run: what was logged.
-        key: logged name, with at least one value.
-    """
-    values = series(run, key, points=10**9)[1]
-    size = max(1, len(values) // 10)
-    return sum(values[:size]) / size, sum(values[-size:]) / size
+def _measured(scores: Any, key: str) -> tuple[Interval | None, int]:
+    """A share with its interval, and of how many problems; None and 0 where these are no numbers that they can be."""
+    if isinstance(scores, Mapping):
+        match scores.get(key), scores.get(f"{key}_interval"), scores.get("problems"):
+            case ((int() | float() as value), [int() | float() as low, int() | float() as high], int(problems)):
+                # No comparison holds for NaN
+                if 0.0 <= value <= 1.0 and 0.0 <= low <= high <= 1.0 and problems > 0:
+                    return Interval(float(value), float(low), float(high)), problems
+    return None, 0
