@@ -27,9 +27,8 @@ def test_thresholds_are_those_of_the_code(name: str) -> None:
 
 
 def test_the_exit_code_is_told() -> None:
-    codes = (
-        f"code {STOPPED} (0: finished, 2: an error, {FAULTED}: a [fault](faults.md), {REQUEUE}: SIGTERM, 130: Ctrl-C; 1 "
-    )
+    ends = f"{FAULTED}: a [fault](faults.md), {REQUEUE}: SIGTERM, 130: Ctrl-C; 1 under a [launcher]"
+    codes = f"code {STOPPED} (0: finished, 2: an error, {ends}"
     assert codes in PAGE.replace("\n", " ")
 
 
