@@ -26,7 +26,7 @@ WRITTEN = (
     "This page is written by `python tests/docs/reference_pages.py` from the code and from `presets.yaml` beside it.\n"
 )
 # Comparisons that are kept beside docs/explanation/comparisons.md -> what they train on
-COMPARED = {"built_in": "Built-in problems of one step"}
+COMPARED = {"built_in": "Built-in problems of one step", "mawps": "Problems of one step from MAWPS"}
 MEASURED = (
     "SmolLM2-135M-Instruct, three seeds, equal generated tokens, greedy accuracy on held-out problems; "
     "[all variants, curves and commands](../../explanation/comparisons.md). No larger model was measured.\n"
