@@ -40,7 +40,7 @@ def digest(rows: Iterable[Any]) -> str:
 
 
 def digest_of_file(path: str | Path) -> str:
-    """Digest of a file's bytes.
+    """SHA-256 of a file's bytes, in hexadecimal digits, read in pieces.
 
     Args:
         path: the file.
@@ -49,4 +49,4 @@ def digest_of_file(path: str | Path) -> str:
         OSError: it cannot be read.
     """
     with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,7 +5,6 @@ with the size of each file and the SHA-256 of the small ones, and the folder is 
 deleted. So a folder `checkpoint-N` is whole, unless something else has cut it short, which its manifest tells.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -16,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from grpo_ext.files import digest_of_file
 from grpo_ext.trust import inside, refuse_unsafe_states
 
 logger = logging.getLogger("grpo_ext")
@@ -27,10 +27,6 @@ TRAINER_STATE = "trainer_state.json"
 # Bytes up to which a file's content is compared, and not its size alone
 SMALL = 4 * 2**20
 _NAME = re.compile(r"checkpoint-(\d+)")
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _sync(path: Path) -> None:
@@ -53,7 +49,7 @@ def write_manifest(folder: Path) -> None:
         size = path.stat().st_size
         files[path.relative_to(folder).as_posix()] = {
             "bytes": size,
-            **({"sha256": _digest(path)} if size <= SMALL else {}),
+            **({"sha256": digest_of_file(path)} if size <= SMALL else {}),
         }
         _sync(path)
     partial = folder / (MANIFEST + ".partial")
@@ -90,7 +86,7 @@ def flaw(folder: Path) -> str | None:
         size = path.stat().st_size
         if size != expected["bytes"]:
             return f"has {size} bytes of {name} in place of {expected['bytes']}"
-        if "sha256" in expected and _digest(path) != expected["sha256"]:
+        if "sha256" in expected and digest_of_file(path) != expected["sha256"]:
             return f"has another {name} than was saved"
     return None
 

@@ -13,6 +13,7 @@ from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from peft import PeftModel
 
+from grpo_ext.faults import first_line
 from grpo_ext.models import load_policy, load_tokenizer, resolve_model
 from grpo_ext.models.policy import agree_on_tokens
 from grpo_ext.trust import refuse_pickles
@@ -118,8 +119,7 @@ def _adapter_folder(name: str) -> Path | None:
     except EntryNotFoundError:
         return None
     except HfHubHTTPError as error:
-        said = str(error).strip().splitlines()[0]
-        raise OSError(f"the hub does not give the model {name!r} ({said}); is the name right?") from error
+        raise OSError(f"the hub does not give the model {name!r} ({first_line(error)}); is the name right?") from error
     return Path(snapshot_download(name, allow_patterns=["adapter_*", "*.json"]))
 
 

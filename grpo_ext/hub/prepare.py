@@ -1,6 +1,5 @@
 """The folder that is uploaded: what may go, made fit to be seen, looked through before it goes."""
 
-import hashlib
 import json
 import re
 import shutil
@@ -11,6 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from grpo_ext.files import digest_of_file
 from grpo_ext.hub.card import CARD, PICTURE, write_card
 from grpo_ext.hub.private import Private, is_local_path, leaks, private_words, public_json, without_names
 from grpo_ext.hub.run import SharedRun
@@ -86,8 +86,8 @@ def prepare(run: SharedRun, repo_id: str, token: str | None = None) -> Path:
         "repo_id": named,
         "base": run.base,
         "kind": run.kind,
-        "card": digest(card),
-        "summary": digest(run.folder / "summary.json"),
+        "card": digest_of_file(card),
+        "summary": digest_of_file(run.folder / "summary.json"),
         "files": files,
         "left_out": left_out,
     }
@@ -154,7 +154,7 @@ def kept(folder: Path) -> dict[str, Any] | None:
     state = read_state(folder)
     if state is None or state.get("state") == "pushed" or not state.get("files"):
         return None
-    same_run = state.get("summary") == digest(folder.parent / "summary.json")
+    same_run = state.get("summary") == digest_of_file(folder.parent / "summary.json")
     return state if same_run and all((folder / name).is_file() for name in state["files"]) else None
 
 
@@ -175,19 +175,14 @@ def rename(folder: Path, state: Mapping[str, Any], run: SharedRun, repo_id: str)
     card = folder / CARD
     expected = str(state["repo_id"])
     new = dict(state)
-    if expected != repo_id and digest(card) == state["card"]:
+    if expected != repo_id and digest_of_file(card) == state["card"]:
         write_card(*_public(run, None), repo_id, folder)
-        new["card"] = digest(card)
+        new["card"] = digest_of_file(card)
     elif expected != repo_id:
         card.write_text(card.read_text(encoding="utf-8").replace(expected, repo_id), encoding="utf-8")
     new["repo_id"] = repo_id
     write_json(folder / STATE, new)
     return new
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _public(run: SharedRun, token: str | None) -> tuple[SharedRun, Private]:

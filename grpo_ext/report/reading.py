@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from grpo_ext.faults import first_line
+
 METRICS, COMPLETIONS, SUMMARY, HEALTH = "metrics.jsonl", "completions.jsonl", "summary.json", "health.jsonl"
 
 
@@ -145,7 +147,7 @@ def _stock_groups(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
         try:
             table = pyarrow.parquet.read_table(path).to_pydict()
         except (pyarrow.ArrowException, OSError) as error:
-            notes.append(f"{path.name} cannot be read and was left out ({str(error).splitlines()[0][:120]}).")
+            notes.append(f"{path.name} cannot be read and was left out ({first_line(error)[:120]}).")
             continue
         if not table.get("step") or not {"prompt", "completion", "advantage"} <= set(table):
             continue
